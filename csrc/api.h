@@ -1,0 +1,120 @@
+// The contract between the bindings and the kernels: one parameter struct per op and direction, and the table of
+// functions that each instruction set fills.
+//
+// All arrays are C-contiguous, aligned to their element, and do not overlap unless said otherwise. A pointer is an input
+// unless marked out; `out =` is written, `out +=` is added to. "or null" says that it may be missing. The kernels check
+// nothing: the bindings have (bindings/check.h).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "segments.h"
+
+namespace tbptt {
+
+enum class Cell { rnn_tanh, rnn_relu, gru, lstm };
+enum class Activation { none, relu, tanh, sigmoid };
+
+struct RecurrentShape {
+    Cell cell;
+    std::int64_t steps, batch, inputs, hidden;  // T, B, I, H; T, B, H >= 1
+};
+
+// The layer's arguments, shared by both directions. G: gates of the cell.
+template <class T>
+struct RecurrentLayer {
+    RecurrentShape shape;
+    const T* x;           // [T, B, I]
+    const T* h0;          // [B, H] or null (zeros)
+    const T* c0;          // [B, H] or null (zeros); LSTM only
+    const T* w_ih;        // [G·H, I]
+    const T* w_hh;        // [G·H, H]
+    const T* b_ih;        // [G·H] or null
+    const T* b_hh;        // [G·H] or null
+    const std::uint8_t* is_init;  // [T, B] or null
+};
+
+// What the forward pass keeps for the backward pass.
+template <class T>
+struct RecurrentTape {
+    T* h;      // [T, B, H]
+    T* c;      // [T, B, H]; LSTM only
+    T* saved;  // [T, B, S, H]; S values per unit (cells/*.h), none for the plain cell
+};
+
+template <class T>
+struct RecurrentForward {
+    RecurrentLayer<T> layer;
+    const Segment* segments;  // forward_segments
+    std::int64_t segment_count;
+    T* out;                 // out = [T, B, H]
+    T* c_n;                 // out = [B, H]; LSTM only. h_n is the last step of `out`.
+    RecurrentTape<T> tape;  // out =; all null in inference
+};
+
+template <class T>
+struct RecurrentBackward {
+    RecurrentLayer<T> layer;
+    RecurrentTape<T> tape;
+    const Segment* segments;  // backward_segments
+    std::int64_t segment_count;
+    bool overlapping;      // k1 < k2: a step may belong to several segments
+    const T* grad_out;     // [T, B, H] or null (zeros)
+    const T* grad_h_n;     // [B, H] or null
+    const T* grad_c_n;     // [B, H] or null; LSTM only
+    const T* carry_scale;  // [T, B] or null
+    T* grad_x;             // out = [T, B, I]
+    T* grad_h0;            // out = [B, H]
+    T* grad_c0;            // out = [B, H]; LSTM only
+    T* grad_w_ih;          // out = [G·H, I]
+    T* grad_w_hh;          // out = [G·H, H]
+    T* grad_b_ih;          // out = [G·H] or null
+    T* grad_b_hh;          // out = [G·H] or null
+};
+
+template <class T>
+struct LinearForward {
+    std::int64_t rows, inputs, outputs;
+    Activation activation;
+    const T* x;  // [rows, inputs]
+    const T* w;  // [outputs, inputs]
+    const T* b;  // [outputs] or null
+    T* y;        // out = [rows, outputs]
+};
+
+template <class T>
+struct LinearBackward {
+    std::int64_t rows, inputs, outputs;
+    Activation activation;
+    const T* grad_y;  // [rows, outputs]
+    const T* x;       // [rows, inputs]
+    const T* w;       // [outputs, inputs]
+    const T* y;       // [rows, outputs]; null without activation
+    T* grad_x;        // out = [rows, inputs] or null
+    T* grad_w;        // out = [outputs, inputs] or null
+    T* grad_b;        // out = [outputs] or null
+};
+
+template <class T>
+struct Kernels {
+    void (*recurrent_forward)(const RecurrentForward<T>&);
+    void (*recurrent_backward)(const RecurrentBackward<T>&);
+    void (*linear_forward)(const LinearForward<T>&);
+    void (*linear_backward)(const LinearBackward<T>&);
+    // to [count] = f(from [count]); in place is allowed
+    void (*exp)(std::int64_t count, const T* from, T* to);
+    void (*tanh)(std::int64_t count, const T* from, T* to);
+    void (*sigmoid)(std::int64_t count, const T* from, T* to);
+};
+
+struct KernelTable {
+    const char* isa;
+    const char* flags;  // the compiler flags that the variant was built with
+    Kernels<float> f32;
+    Kernels<double> f64;
+    double (*fma_peak)(int threads, double seconds);          // GFLOP/s, float32
+    double (*memory_bandwidth)(int threads, double seconds);  // GB/s, triad
+};
+
+}  // namespace tbptt

@@ -1,0 +1,172 @@
+// The linear layer and elementwise functions.
+#include "../dispatch.h"
+#include "check.h"
+
+namespace tbptt::python {
+
+namespace {
+
+Activation read_activation(py::handle given, const char* op) {
+    if (given.is_none()) return Activation::none;
+    const Argument argument{op, "activation"};
+    if (!py::isinstance<py::str>(given)) argument.type_error("expected None or a string, got " + type_name(given));
+    const std::string name = py::str(given);
+    if (name == "relu") return Activation::relu;
+    if (name == "tanh") return Activation::tanh;
+    if (name == "sigmoid") return Activation::sigmoid;
+    argument.value_error("expected None, 'relu', 'tanh' or 'sigmoid', got '" + name + "'");
+}
+
+struct LinearShape {
+    std::vector<py::ssize_t> leading;
+    int64_t rows, inputs, outputs;
+};
+
+LinearShape read_linear(const py::array& x, const py::array& w, const char* op) {
+    check_rank(w, 2, {op, "w"});
+    if (x.ndim() < 1) Argument{op, "x"}.value_error("expected at least 1 dimension, got shape []");
+    LinearShape shape{{x.shape(), x.shape() + x.ndim() - 1}, 1, w.shape(1), w.shape(0)};
+    for (const py::ssize_t extent : shape.leading) shape.rows = element_count({shape.rows, extent});
+    if (x.shape(x.ndim() - 1) != shape.inputs)
+        Argument{op, "x"}.value_error("expected last dimension " + std::to_string(shape.inputs) + ", got shape " +
+                                      format_shape(x));
+    return shape;
+}
+
+// `given` with its leading dimensions folded into rows, as the kernels see it.
+template <class T>
+Input<T> input_rows(py::handle given, const LinearShape& shape, int64_t columns, const Argument& argument) {
+    const py::array array = to_array(given, argument);
+    check_dtype(array, dtype_of<T>, argument);
+    std::vector<py::ssize_t> expected = shape.leading;
+    expected.push_back(columns);
+    if (std::vector<py::ssize_t>(array.shape(), array.shape() + array.ndim()) != expected)
+        argument.value_error("expected shape " + format_shape(expected.data(), expected.size()) + ", got " +
+                             format_shape(array));
+    py::array contiguous = to_contiguous(array, argument);
+    const T* data = static_cast<const T*>(contiguous.data());
+    return {std::move(contiguous), data};
+}
+
+py::array with_leading(const py::array& rows, const LinearShape& shape, int64_t columns) {
+    if (shape.leading.size() == 1) return rows;
+    std::vector<py::ssize_t> extents = shape.leading;
+    extents.push_back(columns);
+    return py::array(rows).reshape(extents);
+}
+
+template <class T>
+py::array linear(const LinearShape& shape, py::handle x_given, py::handle w_given, py::handle b_given,
+                 Activation activation) {
+    const char* op = "linear";
+    const auto& [leading, rows, inputs, outputs] = shape;
+    const Input<T> x = input_rows<T>(x_given, shape, inputs, {op, "x"});
+    const Input<T> w = input<T>(w_given, {outputs, inputs}, {op, "w"});
+    const Input<T> b = optional_input<T>(b_given, {outputs}, {op, "b"});
+    const Output<T> y({rows, outputs});
+    if (rows > 0 && outputs > 0) {
+        const py::gil_scoped_release unlocked;
+        kernels<T>().linear_forward({rows, inputs, outputs, activation, x.data, w.data, b.data, y.data});
+    }
+    return with_leading(y.array, shape, outputs);
+}
+
+struct Needs {
+    bool x = false, w = false, b = false;
+};
+
+Needs read_needs(py::handle given, const char* op) {
+    const Argument argument{op, "needs"};
+    Needs needs;
+    if (!py::isinstance<py::tuple>(given) && !py::isinstance<py::list>(given))
+        argument.type_error("expected a tuple of 'x', 'w', 'b', got " + type_name(given));
+    for (const py::handle item : given) {
+        const std::string name = py::str(item);
+        if (name == "x")
+            needs.x = true;
+        else if (name == "w")
+            needs.w = true;
+        else if (name == "b")
+            needs.b = true;
+        else
+            argument.value_error("expected 'x', 'w' or 'b', got '" + name + "'");
+    }
+    return needs;
+}
+
+template <class T>
+py::tuple linear_backward(const LinearShape& shape, py::handle grad_given, py::handle x_given, py::handle w_given,
+                          py::handle y_given, Activation activation, Needs needs) {
+    const char* op = "linear_backward";
+    const auto& [leading, rows, inputs, outputs] = shape;
+    const Input<T> grad_y = input_rows<T>(grad_given, shape, outputs, {op, "grad_out"});
+    const Input<T> x = input_rows<T>(x_given, shape, inputs, {op, "x"});
+    const Input<T> w = input<T>(w_given, {outputs, inputs}, {op, "w"});
+    Input<T> y;
+    if (activation != Activation::none) {
+        if (y_given.is_none()) Argument{op, "y"}.value_error("expected the output of linear, which an activation needs, got None");
+        y = input_rows<T>(y_given, shape, outputs, {op, "y"});
+    }
+    const Output<T> grad_x({needs.x ? rows : 0, inputs}), grad_w({needs.w ? outputs : 0, inputs}),
+        grad_b({needs.b ? outputs : 0});
+    {
+        const py::gil_scoped_release unlocked;
+        kernels<T>().linear_backward({rows, inputs, outputs, activation, grad_y.data, x.data, w.data, y.data,
+                                      needs.x ? grad_x.data : nullptr, needs.w ? grad_w.data : nullptr,
+                                      needs.b ? grad_b.data : nullptr});
+    }
+    const auto chosen = [](bool needed, const py::array& array) { return needed ? py::object(array) : py::object(py::none()); };
+    return py::make_tuple(needs.x ? py::object(with_leading(grad_x.array, shape, inputs)) : py::object(py::none()),
+                          chosen(needs.w, grad_w.array), chosen(needs.b, grad_b.array));
+}
+
+template <class T>
+py::array elementwise(const py::array& array, const Argument& argument,
+                      void (*Kernels<T>::*function)(int64_t, const T*, T*)) {
+    const py::array from = to_contiguous(array, argument);
+    const Output<T> to({from.size()});
+    {
+        const py::gil_scoped_release unlocked;
+        (kernels<T>().*function)(from.size(), static_cast<const T*>(from.data()), to.data);
+    }
+    return py::array(to.array).reshape(std::vector<py::ssize_t>(from.shape(), from.shape() + from.ndim()));
+}
+
+}  // namespace
+
+void register_layers(py::module_& module) {
+    module.def("linear", [](py::handle x, py::handle w, py::handle b, py::handle activation) {
+        const char* op = "linear";
+        const py::array x_array = to_array(x, {op, "x"}), w_array = to_array(w, {op, "w"});
+        const DType dtype = float_dtype(x_array, {op, "x"});
+        const LinearShape shape = read_linear(x_array, w_array, op);
+        const Activation function = read_activation(activation, op);
+        return with_dtype(dtype, [&](auto zero) { return linear<decltype(zero)>(shape, x_array, w_array, b, function); });
+    });
+    module.def("linear_backward", [](py::handle grad_out, py::handle x, py::handle w, py::handle y, py::handle activation,
+                                     py::handle needs) {
+        const char* op = "linear_backward";
+        const py::array x_array = to_array(x, {op, "x"}), w_array = to_array(w, {op, "w"});
+        const DType dtype = float_dtype(x_array, {op, "x"});
+        const LinearShape shape = read_linear(x_array, w_array, op);
+        const Activation function = read_activation(activation, op);
+        const Needs wanted = read_needs(needs, op);
+        return with_dtype(dtype, [&](auto zero) {
+            return linear_backward<decltype(zero)>(shape, grad_out, x_array, w_array, y, function, wanted);
+        });
+    });
+    const auto define = [&module](const char* name, auto float_function, auto double_function) {
+        module.def(name, [name, float_function, double_function](py::handle x) {
+            const Argument argument{name, "x"};
+            const py::array array = to_array(x, argument);
+            return float_dtype(array, argument) == DType::float32
+                       ? elementwise<float>(array, argument, float_function)
+                       : elementwise<double>(array, argument, double_function);
+        });
+    };
+    define("exp", &Kernels<float>::exp, &Kernels<double>::exp);
+    define("tanh", &Kernels<float>::tanh, &Kernels<double>::tanh);
+    define("sigmoid", &Kernels<float>::sigmoid, &Kernels<double>::sigmoid);
+}
+
+}  // namespace tbptt::python

@@ -1,0 +1,8 @@
+// The native module: every family registers itself.
+#include "check.h"
+
+PYBIND11_MODULE(_native, module, pybind11::mod_gil_not_used()) {
+    tbptt::python::register_runtime(module);
+    tbptt::python::register_recurrent(module);
+    tbptt::python::register_layers(module);
+}

@@ -1,0 +1,297 @@
+// The recurrent layers: rnn, gru and lstm, forward and backward.
+#include <optional>
+#include <string>
+
+#include "../dispatch.h"
+#include "tape.h"
+
+namespace tbptt::python {
+
+const char* family(Cell cell) {
+    switch (cell) {
+        case Cell::gru: return "gru";
+        case Cell::lstm: return "lstm";
+        default: return "rnn";
+    }
+}
+
+namespace {
+
+int64_t gates(Cell cell) { return cell == Cell::lstm ? 4 : cell == Cell::gru ? 3 : 1; }
+int64_t saved_values(Cell cell) { return cell == Cell::lstm || cell == Cell::gru ? 4 : 0; }
+
+const char* forward_name(Cell cell) {
+    return cell == Cell::lstm ? "lstm_forward" : cell == Cell::gru ? "gru_forward" : "rnn_forward";
+}
+const char* backward_name(Cell cell) {
+    return cell == Cell::lstm ? "lstm_backward" : cell == Cell::gru ? "gru_backward" : "rnn_backward";
+}
+
+// An LSTM's state comes as the pair (h, c), every other one as h; None means zeros.
+struct State {
+    py::object h = py::none(), c = py::none();
+};
+
+State unpack_state(py::handle given, Cell cell, const Argument& argument) {
+    if (given.is_none()) return {};
+    if (cell != Cell::lstm) return {py::reinterpret_borrow<py::object>(given), py::none()};
+    if (!py::isinstance<py::tuple>(given) && !py::isinstance<py::list>(given))
+        argument.type_error("expected a pair (h, c), got " + type_name(given));
+    const auto pair = py::reinterpret_borrow<py::sequence>(given);
+    if (pair.size() != 2) argument.value_error("expected a pair (h, c), got " + std::to_string(pair.size()) + " items");
+    return {pair[0], pair[1]};
+}
+
+py::object state_of(Cell cell, const py::object& h, const py::object& c) {
+    return cell == Cell::lstm ? py::object(py::make_tuple(h, c)) : h;
+}
+
+RecurrentShape read_shape(Cell cell, const py::array& x, const py::array& w_hh, const char* op) {
+    const Argument x_argument{op, "x"}, w_argument{op, "w_hh"};
+    check_rank(x, 3, x_argument);
+    check_rank(w_hh, 2, w_argument);
+    const RecurrentShape shape{cell, x.shape(0), x.shape(1), x.shape(2), w_hh.shape(1)};
+    if (shape.hidden < 1) w_argument.value_error("expected at least one hidden unit, got shape " + format_shape(w_hh));
+    constexpr int64_t most = (int64_t{1} << 31) - 2;
+    if (shape.steps > most || shape.batch > most)
+        x_argument.value_error("expected fewer than 2^31 steps and rows, got shape " + format_shape(x));
+    element_count({gates(cell), shape.hidden, shape.steps > 0 ? shape.steps : 1, shape.batch > 0 ? shape.batch : 1});
+    return shape;
+}
+
+template <class T>
+T* keep(Tape& tape, Block& block, int64_t values) {
+    const auto bytes = static_cast<std::size_t>(values) * sizeof(T);
+    block = Block(bytes);
+    tape.nbytes += bytes;
+    return static_cast<T*>(block.get());
+}
+
+template <class T>
+void copy_or_zero(const T* from, T* to, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) to[i] = from ? from[i] : T(0);
+}
+
+template <class T>
+py::tuple forward(const RecurrentShape& shape, const py::array& x_array, const State& state, py::handle w_ih_given,
+                  const py::array& w_hh_array, py::handle b_ih_given, py::handle b_hh_given, py::handle is_init_given,
+                  bool training) {
+    const Cell cell = shape.cell;
+    const char* op = forward_name(cell);
+    const auto [cell_again, steps, batch, inputs, hidden] = shape;
+    const int64_t columns = gates(cell) * hidden;
+    const Input<T> x = input<T>(x_array, {steps, batch, inputs}, {op, "x"});
+    const Input<T> w_ih = input<T>(w_ih_given, {columns, inputs}, {op, "w_ih"});
+    const Input<T> w_hh = input<T>(w_hh_array, {columns, hidden}, {op, "w_hh"});
+    const Input<T> b_ih = optional_input<T>(b_ih_given, {columns}, {op, "b_ih"});
+    const Input<T> b_hh = optional_input<T>(b_hh_given, {columns}, {op, "b_hh"});
+    const Input<T> h0 = optional_input<T>(state.h, {batch, hidden}, {op, cell == Cell::lstm ? "hx[0]" : "hx"});
+    const Input<T> c0 = optional_input<T>(state.c, {batch, hidden}, {op, "hx[1]"});
+    const Input<std::uint8_t> is_init = optional_mask(is_init_given, {steps, batch}, {op, "is_init"});
+
+    const Output<T> out({steps, batch, hidden}), h_n({batch, hidden});
+    std::optional<Output<T>> c_n;
+    if (cell == Cell::lstm) c_n.emplace(std::initializer_list<int64_t>{batch, hidden});
+    RecurrentForward<T> p{};
+    p.layer = {shape, x.data, h0.data, c0.data, w_ih.data, w_hh.data, b_ih.data, b_hh.data, is_init.data};
+    p.out = out.data;
+    p.c_n = c_n ? c_n->data : nullptr;
+
+    py::object tape_object = py::none();
+    if (training) {
+        Tape tape{shape,       dtype_of<T>,    x.holder,       h0.holder,      c0.holder, w_ih.holder,
+                  w_hh.holder, is_init.holder, b_ih.data != nullptr, b_hh.data != nullptr, {},        {},
+                  {},          0};
+        const int64_t values = steps * batch * hidden;
+        p.tape.h = keep<T>(tape, tape.h, values);
+        if (cell == Cell::lstm) p.tape.c = keep<T>(tape, tape.c, values);
+        if (saved_values(cell)) p.tape.saved = keep<T>(tape, tape.saved, values * saved_values(cell));
+        tape_object = py::cast(std::move(tape));
+    }
+    {
+        const py::gil_scoped_release unlocked;
+        const int64_t last = batch * hidden;
+        if (steps == 0 || batch == 0) {
+            copy_or_zero(p.layer.h0, h_n.data, last);
+            if (p.c_n) copy_or_zero(p.layer.c0, p.c_n, last);
+        } else {
+            const std::vector<Segment> segments = forward_segments(steps, batch, p.layer.is_init);
+            p.segments = segments.data();
+            p.segment_count = static_cast<int64_t>(segments.size());
+            kernels<T>().recurrent_forward(p);
+            copy_or_zero(p.out + (steps - 1) * last, h_n.data, last);
+        }
+    }
+    return py::make_tuple(out.array, state_of(cell, h_n.array, c_n ? py::object(c_n->array) : py::none()), tape_object);
+}
+
+py::tuple recurrent_forward(Cell cell, py::handle x, py::handle hx, py::handle w_ih, py::handle w_hh, py::handle b_ih,
+                            py::handle b_hh, py::handle is_init, bool training) {
+    const char* op = forward_name(cell);
+    const py::array x_array = to_array(x, {op, "x"}), w_hh_array = to_array(w_hh, {op, "w_hh"});
+    const DType dtype = float_dtype(x_array, {op, "x"});
+    const RecurrentShape shape = read_shape(cell, x_array, w_hh_array, op);
+    const State state = unpack_state(hx, cell, {op, "hx"});
+    return with_dtype(dtype, [&](auto zero) {
+        return forward<decltype(zero)>(shape, x_array, state, w_ih, w_hh_array, b_ih, b_hh, is_init, training);
+    });
+}
+
+int64_t read_window(py::handle value, const Argument& argument) {
+    if (!PyIndex_Check(value.ptr()) || py::isinstance<py::bool_>(value))
+        argument.type_error("expected None, an integer K or a pair (k1, k2), got " + type_name(value));
+    const auto number = py::reinterpret_steal<py::object>(PyNumber_Index(value.ptr()));
+    if (!number) throw py::error_already_set();
+    int overflow = 0;
+    const long long result = PyLong_AsLongLongAndOverflow(number.ptr(), &overflow);
+    constexpr long long most = 1LL << 40;  // longer than any sequence; sums of two stay exact
+    if (overflow > 0 || result > most) return most;
+    if (overflow < 0 || result < 1) argument.value_error("expected at least 1 step, got " + std::string(py::str(number)));
+    return result;
+}
+
+Truncation read_truncation(py::handle given, int64_t steps, const Argument& argument) {
+    if (given.is_none()) return {steps > 0 ? steps : 1, steps > 0 ? steps : 1};
+    if (!py::isinstance<py::tuple>(given) && !py::isinstance<py::list>(given)) {
+        const int64_t k = read_window(given, argument);
+        return {k, k};
+    }
+    const auto pair = py::reinterpret_borrow<py::sequence>(given);
+    if (pair.size() != 2)
+        argument.value_error("expected a pair (k1, k2), got " + std::to_string(pair.size()) + " items");
+    const Truncation truncation{read_window(pair[0], argument), read_window(pair[1], argument)};
+    if (truncation.k2 < truncation.k1)
+        argument.value_error("expected k1 <= k2 (a smaller k2 would drop losses), got (" +
+                             std::to_string(truncation.k1) + ", " + std::to_string(truncation.k2) + ")");
+    return truncation;
+}
+
+template <class T>
+const T* data_of(const py::object& holder) {
+    return holder && !holder.is_none() ? static_cast<const T*>(py::reinterpret_borrow<py::array>(holder).data()) : nullptr;
+}
+
+template <class T>
+py::tuple backward(const Tape& tape, py::handle grad_out_given, const State& grad_state, Truncation truncation,
+                   py::handle carry_scale_given) {
+    const Cell cell = tape.shape.cell;
+    const char* op = backward_name(cell);
+    const auto [cell_again, steps, batch, inputs, hidden] = tape.shape;
+    const int64_t columns = gates(cell) * hidden;
+    const Input<T> grad_out = optional_input<T>(grad_out_given, {steps, batch, hidden}, {op, "grad_out"});
+    const Input<T> grad_h =
+        optional_input<T>(grad_state.h, {batch, hidden}, {op, cell == Cell::lstm ? "grad_hx[0]" : "grad_hx"});
+    const Input<T> grad_c = optional_input<T>(grad_state.c, {batch, hidden}, {op, "grad_hx[1]"});
+    const Input<T> carry_scale = optional_input<T>(carry_scale_given, {steps, batch}, {op, "carry_scale"});
+
+    const Output<T> grad_x({steps, batch, inputs}), grad_h0({batch, hidden}), grad_w_ih({columns, inputs}),
+        grad_w_hh({columns, hidden});
+    std::optional<Output<T>> grad_c0, grad_b_ih, grad_b_hh;
+    if (cell == Cell::lstm) grad_c0.emplace(std::initializer_list<int64_t>{batch, hidden});
+    if (tape.has_b_ih) grad_b_ih.emplace(std::initializer_list<int64_t>{columns});
+    if (tape.has_b_hh) grad_b_hh.emplace(std::initializer_list<int64_t>{columns});
+
+    RecurrentBackward<T> p{};
+    p.layer = {tape.shape,           data_of<T>(tape.x), data_of<T>(tape.h0), data_of<T>(tape.c0), data_of<T>(tape.w_ih),
+               data_of<T>(tape.w_hh), nullptr,           nullptr,             data_of<std::uint8_t>(tape.is_init)};
+    p.tape = {static_cast<T*>(tape.h.get()), static_cast<T*>(tape.c.get()), static_cast<T*>(tape.saved.get())};
+    p.overlapping = truncation.k1 < truncation.k2 && truncation.k1 < steps;
+    p.grad_out = grad_out.data;
+    p.grad_h_n = grad_h.data;
+    p.grad_c_n = grad_c.data;
+    p.carry_scale = carry_scale.data;
+    p.grad_x = grad_x.data;
+    p.grad_h0 = grad_h0.data;
+    p.grad_c0 = grad_c0 ? grad_c0->data : nullptr;
+    p.grad_w_ih = grad_w_ih.data;
+    p.grad_w_hh = grad_w_hh.data;
+    p.grad_b_ih = grad_b_ih ? grad_b_ih->data : nullptr;
+    p.grad_b_hh = grad_b_hh ? grad_b_hh->data : nullptr;
+    {
+        const py::gil_scoped_release unlocked;
+        if (steps == 0 || batch == 0) {
+            copy_or_zero<T>(p.grad_h_n, p.grad_h0, batch * hidden);
+            if (p.grad_c0) copy_or_zero<T>(p.grad_c_n, p.grad_c0, batch * hidden);
+            copy_or_zero<T>(nullptr, p.grad_w_ih, columns * inputs);
+            copy_or_zero<T>(nullptr, p.grad_w_hh, columns * hidden);
+            if (p.grad_b_ih) copy_or_zero<T>(nullptr, p.grad_b_ih, columns);
+            if (p.grad_b_hh) copy_or_zero<T>(nullptr, p.grad_b_hh, columns);
+        } else {
+            const std::vector<Segment> segments =
+                backward_segments(steps, batch, truncation, p.layer.is_init, p.carry_scale);
+            p.segments = segments.data();
+            p.segment_count = static_cast<int64_t>(segments.size());
+            kernels<T>().recurrent_backward(p);
+        }
+    }
+    const auto array_of = [](const std::optional<Output<T>>& output) -> py::object {
+        return output ? py::object(output->array) : py::object(py::none());
+    };
+    return py::make_tuple(grad_x.array, state_of(cell, grad_h0.array, array_of(grad_c0)), grad_w_ih.array,
+                          grad_w_hh.array, array_of(grad_b_ih), array_of(grad_b_hh));
+}
+
+py::tuple recurrent_backward(Cell cell, py::handle tape_given, py::handle grad_out, py::handle grad_hx,
+                             py::handle truncation, py::handle carry_scale) {
+    const char* op = backward_name(cell);
+    const Argument argument{op, "tape"};
+    if (!py::isinstance<Tape>(tape_given)) argument.type_error("expected a Tape, got " + type_name(tape_given));
+    const Tape& tape = tape_given.cast<const Tape&>();
+    if (std::string(family(tape.shape.cell)) != family(cell))
+        argument.value_error("expected a tape of " + std::string(forward_name(cell)) + ", got one of " +
+                             forward_name(tape.shape.cell));
+    const State state = unpack_state(grad_hx, cell, {op, "grad_hx"});
+    if (grad_out.is_none() && state.h.is_none() && state.c.is_none())
+        Argument{op, "grad_out"}.value_error("expected an array, or None together with grad_hx");
+    const Truncation windows = read_truncation(truncation, tape.shape.steps, {op, "truncation"});
+    return with_dtype(tape.dtype, [&](auto zero) {
+        return backward<decltype(zero)>(tape, grad_out, state, windows, carry_scale);
+    });
+}
+
+std::string describe(const Tape& tape) {
+    const auto [cell, steps, batch, inputs, hidden] = tape.shape;
+    return std::string("<Tape of ") + forward_name(cell) + ": steps " + std::to_string(steps) + ", batch " +
+           std::to_string(batch) + ", inputs " + std::to_string(inputs) + ", hidden " + std::to_string(hidden) + ", " +
+           name_of(tape.dtype) + ", " + std::to_string(tape.nbytes) + " bytes>";
+}
+
+Cell read_nonlinearity(py::handle given) {
+    const Argument argument{"rnn_forward", "nonlinearity"};
+    if (!py::isinstance<py::str>(given)) argument.type_error("expected 'tanh' or 'relu', got " + type_name(given));
+    const std::string name = py::str(given);
+    if (name == "tanh") return Cell::rnn_tanh;
+    if (name == "relu") return Cell::rnn_relu;
+    argument.value_error("expected 'tanh' or 'relu', got '" + name + "'");
+}
+
+}  // namespace
+
+void register_recurrent(py::module_& module) {
+    py::class_<Tape>(module, "Tape", "What a recurrent forward pass keeps for its backward pass.")
+        .def_readonly("nbytes", &Tape::nbytes)
+        .def("__repr__", &describe);
+    module.def("rnn_forward", [](py::handle x, py::handle hx, py::handle w_ih, py::handle w_hh, py::handle b_ih,
+                                 py::handle b_hh, py::handle nonlinearity, py::handle is_init, bool training) {
+        return recurrent_forward(read_nonlinearity(nonlinearity), x, hx, w_ih, w_hh, b_ih, b_hh, is_init, training);
+    });
+    module.def("gru_forward", [](py::handle x, py::handle hx, py::handle w_ih, py::handle w_hh, py::handle b_ih,
+                                 py::handle b_hh, py::handle is_init, bool training) {
+        return recurrent_forward(Cell::gru, x, hx, w_ih, w_hh, b_ih, b_hh, is_init, training);
+    });
+    module.def("lstm_forward", [](py::handle x, py::handle hx, py::handle w_ih, py::handle w_hh, py::handle b_ih,
+                                  py::handle b_hh, py::handle is_init, bool training) {
+        return recurrent_forward(Cell::lstm, x, hx, w_ih, w_hh, b_ih, b_hh, is_init, training);
+    });
+    const auto define_backward = [&module](const char* name, Cell cell) {
+        module.def(name, [cell](py::handle tape, py::handle grad_out, py::handle grad_hx, py::handle truncation,
+                                py::handle carry_scale) {
+            return recurrent_backward(cell, tape, grad_out, grad_hx, truncation, carry_scale);
+        });
+    };
+    define_backward("rnn_backward", Cell::rnn_tanh);
+    define_backward("gru_backward", Cell::gru);
+    define_backward("lstm_backward", Cell::lstm);
+}
+
+}  // namespace tbptt::python

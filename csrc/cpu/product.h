@@ -1,0 +1,66 @@
+// Products with a packed right-hand side: the one loop over register tiles that every kernel is built on.
+#pragma once
+
+#include "tile.h"
+#include "workers.h"
+
+namespace tbptt {
+namespace TBPTT_ISA {
+
+// B [depth][columns] in panels of `vectors` SIMD columns, each panel [depth][vectors][lanes], zero-padded at the end.
+template <class T>
+struct Packed {
+    T* data;
+    int64_t depth;
+    int64_t panels;
+    int vectors;
+
+    int64_t width() const { return static_cast<int64_t>(vectors) * lanes<T>; }
+    int64_t panel_size() const { return depth * width(); }
+    int64_t size() const { return panels * panel_size(); }
+    T* panel(int64_t p) const { return data + p * panel_size(); }
+};
+
+// Vectors per panel for `columns`: wide panels are fastest, but not when they are mostly padding.
+template <class T>
+TBPTT_INLINE int choose_vectors(int64_t columns) {
+    const int64_t needed = ceil_div(columns, lanes<T>);
+    constexpr double cost[max_vectors + 1] = {0, 1.5, 1.1, 1.0, 1.0};  // relative time of a vector in such a panel
+    int best = 1;
+    double least = 1e300;
+    for (int vectors = max_vectors; vectors >= 1; --vectors) {
+        const double time = static_cast<double>(ceil_div(needed, vectors) * vectors) * cost[vectors];
+        if (time < least) {
+            least = time;
+            best = vectors;
+        }
+    }
+    return best;
+}
+
+template <class T>
+TBPTT_INLINE Packed<T> layout_panels(int64_t depth, int64_t columns, int vectors) {
+    return {nullptr, depth, ceil_div(columns, static_cast<int64_t>(vectors) * lanes<T>), vectors};
+}
+
+// finish(panel, first_row, rows, c) gets each tile of rows·B, c [rows][width], while it is in the first-level cache.
+// Rows are cut into tiles of nearly equal height; panels are the outer loop, so that a panel stays in cache, and may be
+// taken `backwards`.
+template <class T, class Finish>
+TBPTT_INLINE void product(const T* const* rows, int64_t count, const Packed<T>& b, Range panels, Finish&& finish,
+                          bool backwards = false) {
+    if (count == 0) return;
+    const int64_t tiles = ceil_div(count, max_tile_rows(b.vectors));
+    alignas(64) T c[largest_tile_rows * max_vectors * lanes<T>];
+    for (int64_t n = panels.begin; n < panels.end; ++n)
+        for (int64_t i = 0; i < tiles; ++i) {
+            const int64_t p = backwards ? panels.begin + panels.end - 1 - n : n;
+            const Range tile = split(count, i, tiles);
+            const int height = static_cast<int>(tile.end - tile.begin);
+            find_tile<T>(height, b.vectors)(b.depth, rows + tile.begin, b.panel(p), c);
+            finish(p, tile.begin, height, static_cast<const T*>(c));
+        }
+}
+
+}  // namespace TBPTT_ISA
+}  // namespace tbptt

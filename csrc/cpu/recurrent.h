@@ -1,0 +1,64 @@
+// What the forward and the backward pass of a recurrent layer share: how segments are shared out among the workers.
+#pragma once
+
+#include "../api.h"
+#include "../cells/gru.h"
+#include "../cells/lstm.h"
+#include "../cells/rnn.h"
+#include "pack.h"
+#include "vector_math.h"
+
+namespace tbptt {
+namespace TBPTT_ISA {
+
+// Rows walk independently of one another, so with enough of them each worker takes its own and never waits. With few,
+// or with weights too large to stream for every worker, workers share the hidden units and wait once a step.
+enum class Sharing { rows, units };
+
+struct Plan {
+    int threads;
+    Sharing sharing;
+};
+
+// For `rows` segments whose every step multiplies [depth, columns] weights of `bytes`.
+TBPTT_INLINE Plan make_plan(int threads, double rows, double depth, double columns, double bytes) {
+    constexpr double flops = 100, bandwidth = 40, barrier = 1500;  // per ns, bytes per ns, ns: only their ratios matter
+    constexpr double cache = 1.5e6;                                // bytes of weights that stay with a core
+    const double work = 2 * depth * columns / flops;               // ns per row and step
+    const auto stream = [&](double size) { return size > cache ? size / bandwidth : size / (4 * bandwidth); };
+    const auto larger = [](double a, double b) { return a > b ? a : b; };
+    const double alone = larger(work * rows, stream(bytes));
+    const int useful = rows < threads ? static_cast<int>(rows) : threads;
+    const double by_rows = useful > 1 ? larger(work * __builtin_ceil(rows / useful), stream(bytes)) : 1e300;
+    const double by_units = larger(work * rows, stream(bytes) * 1.0) / threads + barrier;
+    if (threads == 1 || (alone <= by_rows && alone <= by_units)) return {1, Sharing::rows};
+    return by_rows <= by_units ? Plan{useful, Sharing::rows} : Plan{threads, Sharing::units};
+}
+
+// The segments of one worker: all of them, or every `count`-th, which keeps lengths and so the work even.
+TBPTT_INLINE int64_t take_segments(const Segment* all, int64_t count, Sharing sharing, const Worker& worker, Segment* mine) {
+    const int64_t stride = sharing == Sharing::rows ? worker.count : 1;
+    int64_t taken = 0;
+    for (int64_t i = sharing == Sharing::rows ? worker.index : 0; i < count; i += stride) mine[taken++] = all[i];
+    return taken;
+}
+
+// Rows walked together: enough to reuse the weights, few enough that their state stays in the second-level cache.
+constexpr int64_t rows_together = 192;
+
+// With few panels, narrower ones give every worker some.
+template <class T>
+TBPTT_INLINE int vectors_for(int64_t columns, const Plan& plan) {
+    int vectors = choose_vectors<T>(columns);
+    if (plan.sharing == Sharing::units)
+        while (vectors > 1 && ceil_div(columns, static_cast<int64_t>(vectors) * lanes<T>) < plan.threads) --vectors;
+    return vectors;
+}
+
+template <class T>
+TBPTT_INLINE void fill(T* to, int64_t count, T value) {
+    for (int64_t i = 0; i < count; ++i) to[i] = value;
+}
+
+}  // namespace TBPTT_ISA
+}  // namespace tbptt

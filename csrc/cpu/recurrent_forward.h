@@ -1,0 +1,242 @@
+// The forward pass of a recurrent layer, for every cell.
+//
+// Segments walk side by side. The product of the inputs is made for a run of steps at once, as long as its result stays
+// in cache; then each step multiplies the state by panels that hold all gates of the same units, so that a tile ends with
+// everything the cell needs and no gate matrix is written and read again.
+#pragma once
+
+#include "recurrent.h"
+
+namespace tbptt {
+namespace TBPTT_ISA {
+
+template <class T, template <class> class CellOf>
+class ForwardPass {
+    using Cell = CellOf<VecMath<T>>;
+    using V = Vec<T>;
+    static constexpr CellShape cell = Cell::shape;
+    static constexpr int L = lanes<T>;
+    static constexpr int64_t run_bytes = int64_t{1} << 20;
+
+   public:
+    explicit ForwardPass(const RecurrentForward<T>& p)
+        : p_(p),
+          shape_(p.layer.shape),
+          plan_(choose_plan(p)),
+          unit_vectors_(cell.gates == 1 ? vectors_for<T>(shape_.hidden, plan_) : 1),
+          unit_panels_(ceil_div(shape_.hidden, static_cast<int64_t>(unit_vectors_) * L)),
+          input_{nullptr, shape_.inputs, unit_panels_, cell.gates * unit_vectors_},
+          recurrent_{nullptr, shape_.hidden, unit_panels_, cell.gates * unit_vectors_},
+          run_rows_(choose_run_rows()),
+          scratches_(plan_.sharing == Sharing::rows ? plan_.threads : 1),
+          packed_input_(input_.size()),
+          packed_recurrent_(recurrent_.size()),
+          input_bias_(unit_panels_ * input_.width()),
+          candidate_bias_(unit_panels_ * unit_vectors_ * L),
+          zeros_(shape_.hidden),
+          scratch_(scratches_ * run_rows_ * unit_panels_ * input_.width()),
+          c_(scratches_ * rows_together * shape_.hidden),
+          pointers_(plan_.threads * (run_rows_ + rows_together)),
+          segments_(plan_.threads * p.segment_count) {
+        input_.data = packed_input_;
+        recurrent_.data = packed_recurrent_;
+        fill<T>(zeros_, shape_.hidden, 0);
+    }
+
+    void run() {
+        run_parallel(plan_.threads, [this](const Worker& worker) {
+            pack(split(unit_panels_, worker));
+            wait_for_all(worker);
+            walk(worker);
+        });
+    }
+
+   private:
+    static Plan choose_plan(const RecurrentForward<T>& p) {
+        const RecurrentShape& s = p.layer.shape;
+        const double columns = static_cast<double>(cell.gates) * static_cast<double>(s.hidden);
+        const double depth = static_cast<double>(s.inputs + s.hidden);
+        const int threads = threads_for(2.0 * static_cast<double>(s.steps * s.batch) * columns * depth);
+        return make_plan(threads, static_cast<double>(p.segment_count), depth, columns,
+                         static_cast<double>(s.hidden) * columns * sizeof(T));
+    }
+
+    int64_t choose_run_rows() const {
+        const int64_t row_bytes = unit_panels_ * input_.width() * static_cast<int64_t>(sizeof(T));
+        int64_t rows = run_bytes / row_bytes;
+        rows = rows < 48 ? 48 : rows > 512 ? 512 : rows;
+        const int64_t together = smaller(rows_together, p_.segment_count);
+        return smaller(rows < together ? together : rows, shape_.steps * shape_.batch);
+    }
+
+    void pack(Range panels) {
+        const RecurrentLayer<T>& layer = p_.layer;
+        for (int64_t p = panels.begin; p < panels.end; ++p) {
+            pack_gates(input_, p, layer.w_ih, cell.gates, shape_.hidden);
+            pack_gates(recurrent_, p, layer.w_hh, cell.gates, shape_.hidden);
+            for (int64_t j = 0; j < unit_vectors_ * L; ++j) {
+                const int64_t unit = p * unit_vectors_ * L + j;
+                const auto bias = [&](const T* b, int g) {
+                    return b && unit < shape_.hidden ? b[g * shape_.hidden + unit] : T(0);
+                };
+                for (int g = 0; g < cell.gates; ++g) {
+                    const bool apart = cell.candidate_apart && g == cell.gates - 1;
+                    input_bias_[p * input_.width() + g * unit_vectors_ * L + j] =
+                        apart ? bias(layer.b_ih, g) : bias(layer.b_ih, g) + bias(layer.b_hh, g);
+                }
+                candidate_bias_[p * unit_vectors_ * L + j] = bias(layer.b_hh, cell.gates - 1);
+            }
+        }
+    }
+
+    void walk(const Worker& worker) {
+        const bool by_rows = plan_.sharing == Sharing::rows;
+        Segment* mine = segments_ + worker.index * p_.segment_count;
+        const int64_t count = take_segments(p_.segments, p_.segment_count, plan_.sharing, worker, mine);
+        const Range panels = by_rows ? Range{0, unit_panels_} : split(unit_panels_, worker);
+        const int64_t own = by_rows ? worker.index : 0;
+        Walk walk{mine,
+                  0,
+                  panels,
+                  scratch_ + own * run_rows_ * unit_panels_ * input_.width(),
+                  c_ + own * rows_together * shape_.hidden,
+                  pointers_ + worker.index * (run_rows_ + rows_together),
+                  worker};
+        for (int64_t first = 0; first < count; first += rows_together) {
+            walk.segments = mine + first;
+            walk.count = smaller(rows_together, count - first);
+            walk_together(walk);
+        }
+    }
+
+    struct Walk {
+        const Segment* segments;
+        int64_t count;
+        Range panels;
+        T* scratch;          // [panels][run rows][width]: the input's product
+        T* c;                // [rows together][H]
+        const T** pointers;  // [run rows + rows together]
+        const Worker& worker;
+    };
+
+    void walk_together(const Walk& w) {
+        const int64_t steps = w.segments[0].length;
+        for (int64_t begin = 0, end; begin < steps; begin = end) {
+            const int64_t rows = gather_inputs(w, begin, end);
+            multiply_inputs(w, rows);
+            int64_t row = 0;
+            for (int64_t step = begin; step < end; ++step) {
+                const int64_t live = live_at(w, step);
+                multiply_state(w, step, live, row, rows);
+                row += live;
+                // Units of other workers feed this worker's next step.
+                if (plan_.sharing == Sharing::units) wait_for_all(w.worker);
+            }
+        }
+    }
+
+    static int64_t live_at(const Walk& w, int64_t step) {
+        int64_t live = w.count;
+        while (live > 0 && w.segments[live - 1].length <= step) --live;
+        return live;
+    }
+
+    int64_t place(const Segment& segment, int64_t step) const {
+        return (segment.origin + step) * shape_.batch + segment.batch;
+    }
+
+    // The rows of x for as many steps from `begin` as the scratch holds.
+    int64_t gather_inputs(const Walk& w, int64_t begin, int64_t& end) {
+        int64_t rows = 0;
+        for (end = begin; end < w.segments[0].length; ++end) {
+            const int64_t live = live_at(w, end);
+            if (rows + live > run_rows_) break;
+            for (int64_t i = 0; i < live; ++i)
+                w.pointers[rows++] = p_.layer.x + place(w.segments[i], end) * shape_.inputs;
+        }
+        return rows;
+    }
+
+    void multiply_inputs(const Walk& w, int64_t rows) {
+        const int64_t width = input_.width();
+        product<T>(w.pointers, rows, input_, w.panels, [&](int64_t p, int64_t first, int height, const T* c) {
+            T* to = w.scratch + (p * rows + first) * width;
+            const T* bias = input_bias_ + p * width;
+            for (int r = 0; r < height; ++r, to += width, c += width)
+                for (int64_t j = 0; j < width; j += L) store(to + j, load(c + j) + load(bias + j));
+        });
+    }
+
+    const T* state_before(const Segment& segment, int64_t step) const {
+        if (step > 0) return p_.out + place(segment, step - 1) * shape_.hidden;
+        return starts_from(p_.layer.h0, segment);
+    }
+
+    // The initial state of a segment: the layer's at step 0, unless that is reset too; zeros elsewhere.
+    const T* starts_from(const T* initial, const Segment& segment) const {
+        const bool given = initial && segment.origin == 0 && !(p_.layer.is_init && p_.layer.is_init[segment.batch]);
+        return given ? initial + segment.batch * shape_.hidden : static_cast<const T*>(zeros_);
+    }
+
+    void multiply_state(const Walk& w, int64_t step, int64_t live, int64_t row, int64_t rows) {
+        const T** before = w.pointers + run_rows_;
+        for (int64_t i = 0; i < live; ++i) before[i] = state_before(w.segments[i], step);
+        // Every other step goes through the panels backwards: those used last are still in cache.
+        const bool backwards = step % 2 != 0;
+        product<T>(
+            before, live, recurrent_, w.panels,
+            [&](int64_t p, int64_t first, int height, const T* c) {
+                const T* input = w.scratch + (p * rows + row + first) * input_.width();
+                for (int r = 0; r < height; ++r, c += input_.width(), input += input_.width())
+                    apply_cell(w, p, first + r, step, before[first + r], input, c);
+            },
+            backwards);
+    }
+
+    TBPTT_INLINE void apply_cell(const Walk& w, int64_t p, int64_t row, int64_t step, const T* before, const T* input,
+                                 const T* recurrent) {
+        const Segment& segment = w.segments[row];
+        const int64_t place = this->place(segment, step), hidden = shape_.hidden;
+        const RecurrentTape<T>& tape = p_.tape;
+        T* c_row = w.c + row * hidden;
+        const T* c_before = step > 0 || !cell.has_c ? c_row : starts_from(p_.layer.c0, segment);
+        for (int u = 0; u < unit_vectors_; ++u) {
+            const int64_t unit = (p * unit_vectors_ + u) * L, count = hidden - unit;
+            if (count <= 0) break;
+            V in[cell.gates], rec[cell.gates], saved[cell.saved + 1], h{}, c{};
+            for (int g = 0; g < cell.gates; ++g) {
+                in[g] = load(input + (g * unit_vectors_ + u) * L);
+                rec[g] = load(recurrent + (g * unit_vectors_ + u) * L);
+            }
+            if (cell.candidate_apart) rec[cell.gates - 1] += load(candidate_bias_ + unit);
+            const V h_before = cell.candidate_apart ? load_partial(before + unit, count) : V{};
+            const V c_old = cell.has_c ? load_partial(c_before + unit, count) : V{};
+            Cell::forward(in, rec, h_before, c_old, saved, h, c);
+            store_partial(p_.out + place * hidden + unit, h, count);
+            if (cell.has_c) {
+                store_partial(c_row + unit, c, count);
+                if (segment.origin + step == shape_.steps - 1) store_partial(p_.c_n + segment.batch * hidden + unit, c, count);
+            }
+            if (!tape.h) continue;
+            store_partial(tape.h + place * hidden + unit, h, count);
+            if (cell.has_c) store_partial(tape.c + place * hidden + unit, c, count);
+            for (int s = 0; s < cell.saved; ++s)
+                store_partial(tape.saved + (place * cell.saved + s) * hidden + unit, saved[s], count);
+        }
+    }
+
+    const RecurrentForward<T>& p_;
+    const RecurrentShape shape_;
+    const Plan plan_;
+    const int unit_vectors_;
+    const int64_t unit_panels_;
+    Packed<T> input_, recurrent_;
+    const int64_t run_rows_;
+    const int64_t scratches_;
+    Buffer<T> packed_input_, packed_recurrent_, input_bias_, candidate_bias_, zeros_, scratch_, c_;
+    Buffer<const T*> pointers_;
+    Buffer<Segment> segments_;
+};
+
+}  // namespace TBPTT_ISA
+}  // namespace tbptt

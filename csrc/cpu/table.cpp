@@ -1,0 +1,48 @@
+// The kernel table of one ISA.
+#include "elementwise.h"
+#include "linear.h"
+#include "peak.h"
+
+#define TBPTT_STRING_(x) #x
+#define TBPTT_STRING(x) TBPTT_STRING_(x)
+
+namespace tbptt {
+namespace TBPTT_ISA {
+
+// Instantiated in recurrent_float.cpp and recurrent_double.cpp.
+template <class T>
+void recurrent_forward(const RecurrentForward<T>&);
+template <class T>
+void recurrent_backward(const RecurrentBackward<T>&);
+
+namespace {
+
+template <class T>
+void exp_array(int64_t count, const T* from, T* to) {
+    map<T>(count, from, to, [](Vec<T> x) { return vec_exp<T>(x); });
+}
+
+template <class T>
+void tanh_array(int64_t count, const T* from, T* to) {
+    map<T>(count, from, to, [](Vec<T> x) { return vec_tanh<T>(x); });
+}
+
+template <class T>
+void sigmoid_array(int64_t count, const T* from, T* to) {
+    map<T>(count, from, to, [](Vec<T> x) { return vec_sigmoid<T>(x); });
+}
+
+template <class T>
+constexpr Kernels<T> make_kernels() {
+    return {recurrent_forward<T>, recurrent_backward<T>, linear_forward<T>, linear_backward<T>,
+            exp_array<T>,         tanh_array<T>,         sigmoid_array<T>};
+}
+
+}  // namespace
+
+extern const KernelTable table;
+const KernelTable table = {TBPTT_STRING(TBPTT_ISA), TBPTT_ISA_FLAGS,  make_kernels<float>(),
+                           make_kernels<double>(),  fma_peak, memory_bandwidth};
+
+}  // namespace TBPTT_ISA
+}  // namespace tbptt

@@ -1,0 +1,86 @@
+// The micro-kernel: one register tile of C = A·B, `rows` by `vectors` SIMD registers, along the whole depth.
+//
+// A row of A is addressed by its own pointer, so rows may lie anywhere; B is a packed panel [depth][vectors][lanes].
+// Each element of C is the sum in the order of depth, whatever the shape of the tile: how rows and columns are grouped
+// into tiles, and which thread takes them, never changes a bit.
+#pragma once
+
+#include "vec.h"
+
+namespace tbptt {
+namespace TBPTT_ISA {
+
+constexpr int max_vectors = 4;
+
+// The most rows of a tile with `vectors` columns that the register file holds beside one row of B and a broadcast.
+constexpr int max_tile_rows(int vectors) {
+#if TBPTT_REGISTERS == 32
+    return vectors == 4 ? 6 : 8;
+#else
+    return vectors == 4 ? 3 : vectors == 3 ? 4 : 6;
+#endif
+}
+
+constexpr int largest_tile_rows = 8;
+
+// c [rows][vectors][lanes], = or (Accumulate) +=
+template <class T, int Rows, int Vectors, bool Accumulate>
+void tile(int64_t depth, const T* const* a, const T* __restrict b, T* __restrict c) {
+    constexpr int L = lanes<T>;
+    Vec<T> sum[Rows][Vectors];
+    const T* row[Rows];
+#pragma GCC unroll 16
+    for (int r = 0; r < Rows; ++r) {
+        row[r] = a[r];
+#pragma GCC unroll 4
+        for (int v = 0; v < Vectors; ++v) sum[r][v] = Accumulate ? load(c + (r * Vectors + v) * L) : Vec<T>{};
+    }
+#pragma GCC unroll 1
+    for (int64_t k = 0; k < depth; ++k, b += Vectors * L) {
+        Vec<T> column[Vectors];
+#pragma GCC unroll 4
+        for (int v = 0; v < Vectors; ++v) column[v] = load(b + v * L);
+#pragma GCC unroll 16
+        for (int r = 0; r < Rows; ++r) {
+            const Vec<T> factor = broadcast(row[r][k]);
+#pragma GCC unroll 4
+            for (int v = 0; v < Vectors; ++v) sum[r][v] += factor * column[v];
+        }
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 4
+        for (int v = 0; v < Vectors; ++v) store(c + (r * Vectors + v) * L, sum[r][v]);
+}
+
+template <class T>
+using Tile = void (*)(int64_t depth, const T* const* a, const T* b, T* c);
+
+template <class T, int Vectors, bool Accumulate>
+TBPTT_INLINE Tile<T> find_tile(int rows) {
+    constexpr int most = max_tile_rows(Vectors);
+    switch (rows < most ? rows : most) {
+        case 1: return tile<T, 1, Vectors, Accumulate>;
+        case 2: return tile<T, 2, Vectors, Accumulate>;
+        case 3: return tile<T, 3, Vectors, Accumulate>;
+        case 4: return tile<T, most < 4 ? most : 4, Vectors, Accumulate>;
+        case 5: return tile<T, most < 5 ? most : 5, Vectors, Accumulate>;
+        case 6: return tile<T, most < 6 ? most : 6, Vectors, Accumulate>;
+        case 7: return tile<T, most < 7 ? most : 7, Vectors, Accumulate>;
+        default: return tile<T, most, Vectors, Accumulate>;
+    }
+}
+
+// The tile for 1 … max_tile_rows(vectors) rows.
+template <class T, bool Accumulate = false>
+TBPTT_INLINE Tile<T> find_tile(int rows, int vectors) {
+    switch (vectors) {
+        case 1: return find_tile<T, 1, Accumulate>(rows);
+        case 2: return find_tile<T, 2, Accumulate>(rows);
+        case 3: return find_tile<T, 3, Accumulate>(rows);
+        default: return find_tile<T, 4, Accumulate>(rows);
+    }
+}
+
+}  // namespace TBPTT_ISA
+}  // namespace tbptt

@@ -1,0 +1,145 @@
+// The caching allocator of memory.h: size classes at quarter powers of two, a bounded cache, one mutex.
+#include "memory.h"
+
+#include <cstdint>
+#include <cstdlib>
+#include <limits>
+#include <map>
+#include <mutex>
+#include <new>
+#include <vector>
+
+#if defined(__linux__)
+#include <pthread.h>
+#include <sys/mman.h>
+#endif
+
+namespace tbptt {
+
+namespace {
+
+constexpr std::size_t alignment = 64;
+constexpr std::size_t huge_page = std::size_t{2} << 20;
+constexpr std::size_t huge_from = std::size_t{1} << 20;
+constexpr std::size_t cache_limit = std::size_t{1} << 30;
+
+#if defined(__SANITIZE_ADDRESS__)
+constexpr bool caching = false;  // so that the sanitizer sees each block's real end and lifetime
+#else
+constexpr bool caching = true;
+#endif
+
+struct Header {  // lies in the `alignment` bytes before the block
+    void* base;
+    std::size_t capacity;
+};
+static_assert(sizeof(Header) <= alignment, "the header must fit before an aligned block");
+
+Header& header_of(void* block) { return *reinterpret_cast<Header*>(static_cast<char*>(block) - alignment); }
+
+std::size_t round_up(std::size_t value, std::size_t unit) { return (value + unit - 1) / unit * unit; }
+
+// Quarter powers of two waste at most a fifth and make blocks of similar calls interchangeable.
+std::size_t size_class(std::size_t bytes) {
+    if (!caching) return round_up(bytes ? bytes : 1, 8);
+    std::size_t power = 256;
+    while (power < bytes) power *= 2;
+    return power <= 256 ? 256 : round_up(bytes, power / 8);
+}
+
+struct Cache {
+    std::mutex mutex;
+    std::map<std::size_t, std::vector<void*>> blocks;
+    std::size_t cached = 0, in_use = 0;
+};
+
+Cache& cache() {
+    static Cache* instance = [] {
+        static Cache* made = new Cache;  // never destroyed: arrays may die after static destructors ran
+#if defined(__linux__) || defined(__APPLE__)
+        pthread_atfork([] { made->mutex.lock(); }, [] { made->mutex.unlock(); }, [] { made->mutex.unlock(); });
+#endif
+        return made;
+    }();
+    return *instance;
+}
+
+void* fresh(std::size_t capacity) {
+    const bool huge = capacity >= huge_from;
+    const std::size_t align = huge ? huge_page : alignment;
+    const std::size_t total = round_up(capacity + alignment, alignment);
+    void* base = std::aligned_alloc(align, huge ? round_up(total, huge_page) : total);
+    if (!base) throw std::bad_alloc();
+#if defined(__linux__)
+    if (huge) madvise(base, round_up(total, huge_page), MADV_HUGEPAGE);
+#endif
+    void* block = static_cast<char*>(base) + alignment;
+    header_of(block) = Header{base, capacity};
+    return block;
+}
+
+}  // namespace
+
+void* allocate(std::size_t bytes) {
+    if (bytes > std::numeric_limits<std::size_t>::max() / 4) throw std::bad_alloc();
+    const std::size_t capacity = size_class(bytes);
+    Cache& all = cache();
+    if (caching) {
+        std::lock_guard<std::mutex> lock(all.mutex);
+        const auto found = all.blocks.find(capacity);
+        if (found != all.blocks.end() && !found->second.empty()) {
+            void* block = found->second.back();
+            found->second.pop_back();
+            all.cached -= capacity;
+            all.in_use += capacity;
+            return block;
+        }
+    }
+    void* block;
+    try {
+        block = fresh(capacity);
+    } catch (const std::bad_alloc&) {
+        empty_cache();  // kept blocks of other sizes may be what is missing
+        block = fresh(capacity);
+    }
+    std::lock_guard<std::mutex> lock(all.mutex);
+    all.in_use += capacity;
+    return block;
+}
+
+void release(void* block) noexcept {
+    if (!block) return;
+    const Header header = header_of(block);
+    Cache& all = cache();
+    {
+        std::lock_guard<std::mutex> lock(all.mutex);
+        all.in_use -= header.capacity;
+        if (caching && all.cached + header.capacity <= cache_limit) {
+            try {
+                all.blocks[header.capacity].push_back(block);
+                all.cached += header.capacity;
+                return;
+            } catch (const std::bad_alloc&) {
+            }  // no room to remember it: free it instead
+        }
+    }
+    std::free(header.base);
+}
+
+MemoryStats memory_stats() {
+    Cache& all = cache();
+    std::lock_guard<std::mutex> lock(all.mutex);
+    return {all.in_use, all.cached};
+}
+
+void empty_cache() {
+    Cache& all = cache();
+    std::lock_guard<std::mutex> lock(all.mutex);
+    for (auto& [capacity, blocks] : all.blocks) {
+        for (void* block : blocks) std::free(header_of(block).base);
+        all.cached -= capacity * blocks.size();
+        blocks.clear();
+    }
+}
+
+}  // namespace tbptt

@@ -1,0 +1,23 @@
+// The caching allocator: first-touch page faults of a fresh tape cost more than some kernels, so big blocks are kept.
+#pragma once
+
+#include <cstddef>
+
+namespace tbptt {
+
+// 64-byte aligned, contents undefined; blocks of a megabyte and more ask for huge pages. Throws std::bad_alloc.
+void* allocate(std::size_t bytes);
+
+// Returns a block of `allocate` (or nullptr) to the cache. Any thread may release.
+void release(void* block) noexcept;
+
+struct MemoryStats {
+    std::size_t in_use;  // bytes handed out
+    std::size_t cached;  // bytes kept for reuse
+};
+MemoryStats memory_stats();
+
+// Gives every cached block back to the system.
+void empty_cache();
+
+}  // namespace tbptt

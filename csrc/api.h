@@ -25,13 +25,13 @@ struct RecurrentShape {
 template <class T>
 struct RecurrentLayer {
     RecurrentShape shape;
-    const T* x;           // [T, B, I]
-    const T* h0;          // [B, H] or null (zeros)
-    const T* c0;          // [B, H] or null (zeros); LSTM only
-    const T* w_ih;        // [G·H, I]
-    const T* w_hh;        // [G·H, H]
-    const T* b_ih;        // [G·H] or null
-    const T* b_hh;        // [G·H] or null
+    const T* x;                   // [T, B, I]
+    const T* h0;                  // [B, H] or null (zeros)
+    const T* c0;                  // [B, H] or null (zeros); LSTM only
+    const T* w_ih;                // [G·H, I]
+    const T* w_hh;                // [G·H, H]
+    const T* b_ih;                // [G·H] or null
+    const T* b_hh;                // [G·H] or null
     const std::uint8_t* is_init;  // [T, B] or null
 };
 
@@ -97,11 +97,107 @@ struct LinearBackward {
 };
 
 template <class T>
+struct EmbeddingForward {
+    std::int64_t rows, width;  // N, D
+    const std::int64_t* ids;   // [N], each in [0, V)
+    const T* w;                // [V, D]
+    T* y;                      // out = [N, D]
+};
+
+template <class T>
+struct EmbeddingBackward {
+    std::int64_t rows, embeddings, width;  // N, V, D
+    const std::int64_t* ids;               // [N], each in [0, V)
+    const T* grad_y;                       // [N, D]
+    T* grad_w;                             // out = [V, D]
+};
+
+template <class T>
+struct SoftmaxCrossEntropy {
+    std::int64_t rows, classes;   // N, C; C >= 1
+    std::int64_t ignore_index;    // rows with this target have neither loss nor gradient
+    double divisor;               // of the gradient; the losses are not divided
+    const T* logits;              // [N, C]
+    const std::int64_t* targets;  // [N], each in [0, C) or ignore_index
+    const T* weights;             // [N] or null (ones)
+    double* loss;                 // out = [N]
+    T* grad_logits;               // out = [N, C]
+};
+
+template <class T>
+struct SquaredError {
+    std::int64_t rows, columns;  // N, D
+    double divisor;              // of the gradient; the losses are not divided
+    const T* prediction;         // [N, D]
+    const T* target;             // [N, D]
+    const T* weights;            // [N] or null (ones)
+    T* loss;                     // out = [N, D] or null
+    T* grad_prediction;          // out = [N, D]
+    double* sum;                 // out = the sum of the losses
+};
+
+template <class T>
+struct OptimizerArray {
+    std::int64_t count;
+    T* param;       // out +=
+    const T* grad;  // may be `param`
+    T* first;       // out: state of the optimizer, see each step; null where unused
+    T* second;      // out: the same
+};
+
+// All parameters of a network, and what is done to their gradients: clipped to ±clip_value, then multiplied by `factor`.
+template <class T>
+struct Parameters {
+    const OptimizerArray<T>* arrays;
+    std::int64_t count;
+    double clip_value;  // infinity for none
+    double factor;
+};
+
+template <class T>
+struct GradientNorm {
+    Parameters<T> list;        // only counts, gradients and clip_value are looked at
+    double* norm;              // out = √Σ g² after clipping by value; NaN when an element is not finite before it
+    std::int64_t* non_finite;  // out = the first array with such an element, or -1
+};
+
+template <class T>
+struct SgdStep {
+    Parameters<T> list;  // first: momentum, used when mu > 0
+    double lr, mu, weight_decay;
+    bool nesterov;
+};
+
+template <class T>
+struct RmspropStep {
+    Parameters<T> list;  // first: average of squares; second: momentum, used when mu > 0
+    double lr, alpha, eps, mu, weight_decay;
+};
+
+template <class T>
+struct AdamStep {
+    Parameters<T> list;   // first: average of gradients; second: average of squares
+    double step_size;     // lr / (1 - beta1^t)
+    double inverse_root;  // 1 / √(1 - beta2^t)
+    double beta1, beta2, eps;
+    double grad_decay;  // grad += grad_decay · param
+    double param_keep;  // param *= param_keep, before the step
+};
+
+template <class T>
 struct Kernels {
     void (*recurrent_forward)(const RecurrentForward<T>&);
     void (*recurrent_backward)(const RecurrentBackward<T>&);
     void (*linear_forward)(const LinearForward<T>&);
     void (*linear_backward)(const LinearBackward<T>&);
+    void (*embedding_forward)(const EmbeddingForward<T>&);
+    void (*embedding_backward)(const EmbeddingBackward<T>&);
+    void (*softmax_cross_entropy)(const SoftmaxCrossEntropy<T>&);
+    void (*squared_error)(const SquaredError<T>&);
+    void (*gradient_norm)(const GradientNorm<T>&);
+    void (*sgd_step)(const SgdStep<T>&);
+    void (*rmsprop_step)(const RmspropStep<T>&);
+    void (*adam_step)(const AdamStep<T>&);
     // to [count] = f(from [count]); in place is allowed
     void (*exp)(std::int64_t count, const T* from, T* to);
     void (*tanh)(std::int64_t count, const T* from, T* to);

@@ -42,11 +42,12 @@ py::array to_array(py::handle object, const Argument& argument) {
     }
 }
 
-py::array to_contiguous(py::array array, const Argument& argument) {
+py::array to_contiguous(py::array array) {
     constexpr int wanted = py::detail::npy_api::NPY_ARRAY_C_CONTIGUOUS_ | py::detail::npy_api::NPY_ARRAY_ALIGNED_;
     if ((array.flags() & wanted) == wanted) return array;
-    py::array copy = py::array::ensure(array, wanted);
-    if (!copy) argument.value_error("could not be made contiguous");
+    const auto& numpy = py::detail::npy_api::get();
+    auto copy = py::reinterpret_steal<py::array>(numpy.PyArray_FromAny_(array.ptr(), nullptr, 0, 0, wanted, nullptr));
+    if (!copy) throw py::error_already_set();  // MemoryError
     return copy;
 }
 
@@ -97,9 +98,21 @@ Input<std::uint8_t> optional_mask(py::handle object, std::initializer_list<int64
     if (!has_number(array, py::detail::npy_api::NPY_BOOL_))
         argument.type_error("expected dtype bool, got " + dtype_name(array));
     check_shape(array, shape, argument);
-    py::array contiguous = to_contiguous(array, argument);
+    py::array contiguous = to_contiguous(array);
     const auto* data = static_cast<const std::uint8_t*>(contiguous.data());
     return {std::move(contiguous), data};
+}
+
+py::object to_index(py::handle value) {
+    if (!PyIndex_Check(value.ptr()) || py::isinstance<py::bool_>(value)) return {};
+    auto number = py::reinterpret_steal<py::object>(PyNumber_Index(value.ptr()));
+    if (!number) PyErr_Clear();  // an array of several values claims to be an index, too
+    return number;
+}
+
+bool read_bool(py::handle value, const Argument& argument) {
+    if (!py::isinstance<py::bool_>(value)) argument.type_error("expected True or False, got " + type_name(value));
+    return value.ptr() == Py_True;
 }
 
 int64_t element_count(std::initializer_list<int64_t> shape) {

@@ -34,7 +34,7 @@ std::string dtype_name(const py::array& array);
 py::array to_array(py::handle object, const Argument& argument);
 
 // The same values C-contiguous and aligned; copies only when they are not.
-py::array to_contiguous(py::array array, const Argument& argument);
+py::array to_contiguous(py::array array);
 
 enum class DType { float32, float64 };
 template <class T>
@@ -58,7 +58,7 @@ template <class T>
 Input<T> input(const py::array& array, std::initializer_list<int64_t> shape, const Argument& argument) {
     check_dtype(array, dtype_of<T>, argument);
     check_shape(array, shape, argument);
-    py::array contiguous = to_contiguous(array, argument);
+    py::array contiguous = to_contiguous(array);
     const T* data = static_cast<const T*>(contiguous.data());
     return {std::move(contiguous), data};
 }
@@ -73,6 +73,11 @@ Input<T> optional_input(py::handle object, std::initializer_list<int64_t> shape,
     if (object.is_none()) return {};
     return input<T>(object, shape, argument);
 }
+
+// The integer that `value` stands for (__index__), or a null object if it is none; truth values are none.
+py::object to_index(py::handle value);
+
+bool read_bool(py::handle value, const Argument& argument);
 
 // Truth values [.., ..] of dtype bool, or nothing.
 Input<std::uint8_t> optional_mask(py::handle object, std::initializer_list<int64_t> shape, const Argument& argument);
@@ -117,6 +122,9 @@ auto with_dtype(DType dtype, Body&& body) {
 
 void register_recurrent(py::module_& module);
 void register_layers(py::module_& module);
+void register_embedding(py::module_& module);
+void register_losses(py::module_& module);
+void register_optimizers(py::module_& module);
 void register_runtime(py::module_& module);
 
 }  // namespace tbptt::python

@@ -1,6 +1,6 @@
 // The linear layer and elementwise functions.
 #include "../dispatch.h"
-#include "check.h"
+#include "arguments.h"
 
 namespace tbptt::python {
 
@@ -18,41 +18,24 @@ Activation read_activation(py::handle given, const char* op) {
 }
 
 struct LinearShape {
-    std::vector<py::ssize_t> leading;
+    Extents leading;
     int64_t rows, inputs, outputs;
 };
 
 LinearShape read_linear(const py::array& x, const py::array& w, const char* op) {
     check_rank(w, 2, {op, "w"});
-    if (x.ndim() < 1) Argument{op, "x"}.value_error("expected at least 1 dimension, got shape []");
-    LinearShape shape{{x.shape(), x.shape() + x.ndim() - 1}, 1, w.shape(1), w.shape(0)};
-    for (const py::ssize_t extent : shape.leading) shape.rows = element_count({shape.rows, extent});
+    const Extents leading = leading_extents(x, 1, {op, "x"});
+    const LinearShape shape{leading, element_count(leading), w.shape(1), w.shape(0)};
     if (x.shape(x.ndim() - 1) != shape.inputs)
         Argument{op, "x"}.value_error("expected last dimension " + std::to_string(shape.inputs) + ", got shape " +
                                       format_shape(x));
     return shape;
 }
 
-// `given` with its leading dimensions folded into rows, as the kernels see it.
+// The kernels see the leading dimensions folded into rows.
 template <class T>
 Input<T> input_rows(py::handle given, const LinearShape& shape, int64_t columns, const Argument& argument) {
-    const py::array array = to_array(given, argument);
-    check_dtype(array, dtype_of<T>, argument);
-    std::vector<py::ssize_t> expected = shape.leading;
-    expected.push_back(columns);
-    if (std::vector<py::ssize_t>(array.shape(), array.shape() + array.ndim()) != expected)
-        argument.value_error("expected shape " + format_shape(expected.data(), expected.size()) + ", got " +
-                             format_shape(array));
-    py::array contiguous = to_contiguous(array, argument);
-    const T* data = static_cast<const T*>(contiguous.data());
-    return {std::move(contiguous), data};
-}
-
-py::array with_leading(const py::array& rows, const LinearShape& shape, int64_t columns) {
-    if (shape.leading.size() == 1) return rows;
-    std::vector<py::ssize_t> extents = shape.leading;
-    extents.push_back(columns);
-    return py::array(rows).reshape(extents);
+    return input_of_extents<T>(given, with_last(shape.leading, columns), argument);
 }
 
 template <class T>
@@ -68,7 +51,7 @@ py::array linear(const LinearShape& shape, py::handle x_given, py::handle w_give
         const py::gil_scoped_release unlocked;
         kernels<T>().linear_forward({rows, inputs, outputs, activation, x.data, w.data, b.data, y.data});
     }
-    return with_leading(y.array, shape, outputs);
+    return reshaped(y.array, with_last(shape.leading, outputs));
 }
 
 struct Needs {
@@ -104,7 +87,8 @@ py::tuple linear_backward(const LinearShape& shape, py::handle grad_given, py::h
     const Input<T> w = input<T>(w_given, {outputs, inputs}, {op, "w"});
     Input<T> y;
     if (activation != Activation::none) {
-        if (y_given.is_none()) Argument{op, "y"}.value_error("expected the output of linear, which an activation needs, got None");
+        if (y_given.is_none())
+            Argument{op, "y"}.value_error("expected the output of linear, which an activation needs, got None");
         y = input_rows<T>(y_given, shape, outputs, {op, "y"});
     }
     const Output<T> grad_x({needs.x ? rows : 0, inputs}), grad_w({needs.w ? outputs : 0, inputs}),
@@ -115,21 +99,23 @@ py::tuple linear_backward(const LinearShape& shape, py::handle grad_given, py::h
                                       needs.x ? grad_x.data : nullptr, needs.w ? grad_w.data : nullptr,
                                       needs.b ? grad_b.data : nullptr});
     }
-    const auto chosen = [](bool needed, const py::array& array) { return needed ? py::object(array) : py::object(py::none()); };
-    return py::make_tuple(needs.x ? py::object(with_leading(grad_x.array, shape, inputs)) : py::object(py::none()),
-                          chosen(needs.w, grad_w.array), chosen(needs.b, grad_b.array));
+    const auto chosen = [](bool needed, const py::array& array) {
+        return needed ? py::object(array) : py::object(py::none());
+    };
+    return py::make_tuple(
+        needs.x ? py::object(reshaped(grad_x.array, with_last(shape.leading, inputs))) : py::object(py::none()),
+        chosen(needs.w, grad_w.array), chosen(needs.b, grad_b.array));
 }
 
 template <class T>
-py::array elementwise(const py::array& array, const Argument& argument,
-                      void (*Kernels<T>::*function)(int64_t, const T*, T*)) {
-    const py::array from = to_contiguous(array, argument);
+py::array elementwise(const py::array& array, void (*Kernels<T>::*function)(int64_t, const T*, T*)) {
+    const py::array from = to_contiguous(array);
     const Output<T> to({from.size()});
     {
         const py::gil_scoped_release unlocked;
         (kernels<T>().*function)(from.size(), static_cast<const T*>(from.data()), to.data);
     }
-    return py::array(to.array).reshape(std::vector<py::ssize_t>(from.shape(), from.shape() + from.ndim()));
+    return reshaped(to.array, extents_of(from));
 }
 
 }  // namespace
@@ -141,10 +127,11 @@ void register_layers(py::module_& module) {
         const DType dtype = float_dtype(x_array, {op, "x"});
         const LinearShape shape = read_linear(x_array, w_array, op);
         const Activation function = read_activation(activation, op);
-        return with_dtype(dtype, [&](auto zero) { return linear<decltype(zero)>(shape, x_array, w_array, b, function); });
+        return with_dtype(dtype,
+                          [&](auto zero) { return linear<decltype(zero)>(shape, x_array, w_array, b, function); });
     });
-    module.def("linear_backward", [](py::handle grad_out, py::handle x, py::handle w, py::handle y, py::handle activation,
-                                     py::handle needs) {
+    module.def("linear_backward", [](py::handle grad_out, py::handle x, py::handle w, py::handle y,
+                                     py::handle activation, py::handle needs) {
         const char* op = "linear_backward";
         const py::array x_array = to_array(x, {op, "x"}), w_array = to_array(w, {op, "w"});
         const DType dtype = float_dtype(x_array, {op, "x"});
@@ -159,9 +146,8 @@ void register_layers(py::module_& module) {
         module.def(name, [name, float_function, double_function](py::handle x) {
             const Argument argument{name, "x"};
             const py::array array = to_array(x, argument);
-            return float_dtype(array, argument) == DType::float32
-                       ? elementwise<float>(array, argument, float_function)
-                       : elementwise<double>(array, argument, double_function);
+            return float_dtype(array, argument) == DType::float32 ? elementwise<float>(array, float_function)
+                                                                  : elementwise<double>(array, double_function);
         });
     };
     define("exp", &Kernels<float>::exp, &Kernels<double>::exp);

@@ -50,7 +50,10 @@ RecurrentShape read_shape(Cell cell, const py::array& x, const py::array& w_hh, 
     const Argument x_argument{op, "x"}, w_argument{op, "w_hh"};
     check_rank(x, 3, x_argument);
     check_rank(w_hh, 2, w_argument);
-    const RecurrentShape shape{cell, x.shape(0), x.shape(1), x.shape(2), w_hh.shape(1)};
+    if (w_hh.shape(0) % gates(cell) != 0)
+        w_argument.value_error("expected " + std::to_string(gates(cell)) + " gates of equal size in the first dimension, got shape " +
+                               format_shape(w_hh));
+    const RecurrentShape shape{cell, x.shape(0), x.shape(1), x.shape(2), w_hh.shape(0) / gates(cell)};
     if (shape.hidden < 1) w_argument.value_error("expected at least one hidden unit, got shape " + format_shape(w_hh));
     constexpr int64_t most = (int64_t{1} << 31) - 2;
     if (shape.steps > most || shape.batch > most)
@@ -126,8 +129,9 @@ py::tuple forward(const RecurrentShape& shape, const py::array& x_array, const S
 }
 
 py::tuple recurrent_forward(Cell cell, py::handle x, py::handle hx, py::handle w_ih, py::handle w_hh, py::handle b_ih,
-                            py::handle b_hh, py::handle is_init, bool training) {
+                            py::handle b_hh, py::handle is_init, py::handle training_given) {
     const char* op = forward_name(cell);
+    const bool training = read_bool(training_given, {op, "training"});
     const py::array x_array = to_array(x, {op, "x"}), w_hh_array = to_array(w_hh, {op, "w_hh"});
     const DType dtype = float_dtype(x_array, {op, "x"});
     const RecurrentShape shape = read_shape(cell, x_array, w_hh_array, op);
@@ -138,10 +142,8 @@ py::tuple recurrent_forward(Cell cell, py::handle x, py::handle hx, py::handle w
 }
 
 int64_t read_window(py::handle value, const Argument& argument) {
-    if (!PyIndex_Check(value.ptr()) || py::isinstance<py::bool_>(value))
-        argument.type_error("expected None, an integer K or a pair (k1, k2), got " + type_name(value));
-    const auto number = py::reinterpret_steal<py::object>(PyNumber_Index(value.ptr()));
-    if (!number) throw py::error_already_set();
+    const py::object number = to_index(value);
+    if (!number) argument.type_error("expected None, an integer K or a pair (k1, k2), got " + type_name(value));
     int overflow = 0;
     const long long result = PyLong_AsLongLongAndOverflow(number.ptr(), &overflow);
     constexpr long long most = 1LL << 40;  // longer than any sequence; sums of two stay exact
@@ -269,18 +271,18 @@ Cell read_nonlinearity(py::handle given) {
 
 void register_recurrent(py::module_& module) {
     py::class_<Tape>(module, "Tape", "What a recurrent forward pass keeps for its backward pass.")
-        .def_readonly("nbytes", &Tape::nbytes)
+        .def_readonly("nbytes", &Tape::nbytes, "How many bytes of history it holds.")
         .def("__repr__", &describe);
     module.def("rnn_forward", [](py::handle x, py::handle hx, py::handle w_ih, py::handle w_hh, py::handle b_ih,
-                                 py::handle b_hh, py::handle nonlinearity, py::handle is_init, bool training) {
+                                 py::handle b_hh, py::handle nonlinearity, py::handle is_init, py::handle training) {
         return recurrent_forward(read_nonlinearity(nonlinearity), x, hx, w_ih, w_hh, b_ih, b_hh, is_init, training);
     });
     module.def("gru_forward", [](py::handle x, py::handle hx, py::handle w_ih, py::handle w_hh, py::handle b_ih,
-                                 py::handle b_hh, py::handle is_init, bool training) {
+                                 py::handle b_hh, py::handle is_init, py::handle training) {
         return recurrent_forward(Cell::gru, x, hx, w_ih, w_hh, b_ih, b_hh, is_init, training);
     });
     module.def("lstm_forward", [](py::handle x, py::handle hx, py::handle w_ih, py::handle w_hh, py::handle b_ih,
-                                  py::handle b_hh, py::handle is_init, bool training) {
+                                  py::handle b_hh, py::handle is_init, py::handle training) {
         return recurrent_forward(Cell::lstm, x, hx, w_ih, w_hh, b_ih, b_hh, is_init, training);
     });
     const auto define_backward = [&module](const char* name, Cell cell) {

@@ -11,7 +11,9 @@ namespace tbptt::python {
 
 namespace {
 
-void set_isa(const std::string& name) {
+void set_isa(py::handle given) {
+    if (!py::isinstance<py::str>(given)) Argument{"set_isa", "name"}.type_error("expected a string, got " + type_name(given));
+    const std::string name = py::str(given);
     if (set_active_isa(name.c_str())) return;
     const KernelTable* tables[max_isas];
     std::string known;
@@ -22,10 +24,8 @@ void set_isa(const std::string& name) {
 
 void set_num_threads(py::handle given) {
     const Argument argument{"set_num_threads", "n"};
-    if (!PyIndex_Check(given.ptr()) || py::isinstance<py::bool_>(given))
-        argument.type_error("expected an integer, got " + type_name(given));
-    const auto number = py::reinterpret_steal<py::object>(PyNumber_Index(given.ptr()));
-    if (!number) throw py::error_already_set();
+    const py::object number = to_index(given);
+    if (!number) argument.type_error("expected an integer, got " + type_name(given));
     int overflow = 0;
     const long value = PyLong_AsLongAndOverflow(number.ptr(), &overflow);
     if (overflow || value < 1 || value > max_threads)
@@ -64,7 +64,7 @@ void read_environment() {
     if (const char* isa = std::getenv("TBPTT_FAST_ISA"); isa && *isa) {
         if (!set_active_isa(isa)) {
             try {
-                set_isa(isa);
+                set_isa(py::str(isa));
             } catch (const py::value_error& error) {
                 throw py::value_error(std::string("TBPTT_FAST_ISA: ") + error.what());
             }
@@ -91,11 +91,16 @@ double measured(int threads, double seconds) {
 
 void register_runtime(py::module_& module) {
     module.def("set_num_threads", &set_num_threads);
-    module.def("get_num_threads", &get_threads);
-    module.def("set_isa", &set_isa);
-    module.def("active_isa", [] { return active_kernels().isa; });
-    module.def("available_isas", &available_isas);
-    module.def("build_info", &build_info);
+    module.def("get_num_threads", &get_threads, "How many threads the kernels use, the calling one included.");
+    module.def("set_isa", &set_isa,
+               "Use the kernels of the instruction set `name`, one of `available_isas()`; else ValueError.");
+    module.def(
+        "active_isa", [] { return active_kernels().isa; },
+        "The instruction set of the kernels in use; by itself the last of `available_isas()`.");
+    module.def("available_isas", &available_isas,
+               "The instruction sets that this build has kernels for and this machine can run, slowest first.");
+    module.def("build_info", &build_info,
+               "The version, the compiler, its flags for each instruction set, and whether sanitizers are in.");
     module.def("memory_in_use", [] { return memory_stats().in_use; });
     module.def("memory_cached", [] { return memory_stats().cached; });
     module.def("empty_cache", &empty_cache);

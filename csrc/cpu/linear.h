@@ -46,7 +46,7 @@ void linear_forward(const LinearForward<T>& p) {
                      product_of_matrix(worker, p.x, p.rows, p.inputs, w, [&](int64_t row, int64_t column, const T* c) {
                          write_columns(p.y + row * p.outputs, p.outputs, column, w.width(), c, [&](Vec<T> sum, int64_t j) {
                              if (p.b) sum += load_partial(p.b + j, p.outputs - j);
-                             return activate<T>(p.activation, sum);
+                             return activate(p.activation, Wide<T, 1>{{sum}}).part[0];
                          });
                      });
                  });
@@ -70,8 +70,8 @@ void linear_backward(const LinearBackward<T>& p) {
         if (!activated) return;
         for (int64_t i = mine.begin * p.outputs; i < mine.end * p.outputs; i += lanes<T>) {
             const int64_t count = mine.end * p.outputs - i;
-            const Vec<T> y = load_partial(p.y + i, count), dy = load_partial(p.grad_y + i, count);
-            store_partial(before + i, activation_gradient<T>(p.activation, y, dy), count);
+            const Wide<T, 1> y{{load_partial(p.y + i, count)}}, dy{{load_partial(p.grad_y + i, count)}};
+            store_partial(before + i, activation_gradient(p.activation, y, dy).part[0], count);
         }
     };
     run_parallel(threads_for(4.0 * static_cast<double>(p.rows * p.inputs) * static_cast<double>(p.outputs)),

@@ -43,6 +43,9 @@ TBPTT_INLINE int64_t take_segments(const Segment* all, int64_t count, Sharing sh
     return taken;
 }
 
+// Vectors of units that go through a cell's maths at once: its chains are long, the registers few.
+constexpr int units_together = TBPTT_REGISTERS == 32 ? 3 : 2;
+
 // Rows walked together: enough to reuse the weights, few enough that their state stays in the second-level cache.
 constexpr int64_t rows_together = 192;
 

@@ -13,8 +13,9 @@ namespace TBPTT_ISA {
 
 template <class T, template <class> class CellOf>
 class BackwardPass {
-    using Cell = CellOf<VecMath<T>>;
-    using V = Vec<T>;
+    static constexpr int N = units_together;
+    using Cell = CellOf<VecMath<T, N>>;
+    using V = Wide<T, N>;
     static constexpr CellShape cell = Cell::shape;
     static constexpr int L = lanes<T>;
 
@@ -157,11 +158,15 @@ class BackwardPass {
         }
     }
 
-    // Lag 0: nothing comes from later steps but the gradient of the final state.
+    // One tile of the carried product, [height][width]. At lag 0 nothing comes from later steps: a stride of 0 repeats zeros.
+    struct Tile {
+        int64_t panel, first_row, height, lag, stride;
+        const T* product;
+    };
+
     void start(const Walk& w) {
         alignas(64) const T nothing[max_vectors * L] = {};
-        for (int64_t p = w.panels.begin; p < w.panels.end; ++p)
-            for (int64_t i = 0; i < w.count; ++i) apply_cell(w, p, i, 0, nothing);
+        for (int64_t p = w.panels.begin; p < w.panels.end; ++p) apply_cell(w, Tile{p, 0, w.count, 0, 0, nothing});
     }
 
     void carry_back(const Walk& w, int64_t lag, int64_t live) {
@@ -169,7 +174,7 @@ class BackwardPass {
         product<T>(
             w.pointers, live, recurrent_, w.panels,
             [&](int64_t p, int64_t first, int height, const T* c) {
-                for (int r = 0; r < height; ++r, c += recurrent_.width()) apply_cell(w, p, first + r, lag, c);
+                apply_cell(w, Tile{p, first, height, lag, recurrent_.width(), c});
             },
             lag % 2 != 0);
     }
@@ -184,56 +189,114 @@ class BackwardPass {
         return (segment.origin - lag) * shape_.batch + segment.batch;
     }
 
-    void apply_cell(const Walk& w, int64_t p, int64_t row, int64_t lag, const T* product) {
-        const Segment& segment = w.segments[row];
-        const int64_t step = segment.origin - lag, place = this->place(segment, lag);
-        const T factor = lag > 0 && p_.carry_scale ? p_.carry_scale[place + shape_.batch] : T(1);
-        for (int v = 0; v < recurrent_.vectors; ++v) {
-            const int64_t unit = (p * recurrent_.vectors + v) * L, count = hidden_ - unit;
-            if (count <= 0) break;
-            const V dh = load(product + v * L) * factor;
-            T* carry_row = carry_ ? w.carry + row * hidden_ + unit : nullptr;
-            const V carry = cell.has_carry && lag > 0 ? load_partial(carry_row, count) * factor : V{};
-            if (step < 0)
-                into_initial_state(segment.batch * hidden_ + unit, count, dh, carry);
+    // Where one vector of units of one row is found.
+    struct Place {
+        const Segment* segment;
+        int64_t place;        // row of [T·B], negative in the initial state
+        int64_t unit, count;  // in a row of H
+        T factor;             // of the carry
+        T *carry, *gates;     // the row's own
+        const T* product;
+    };
+
+    Place find(const Walk& w, const Tile& tile, int64_t row, int64_t vector) const {
+        const int64_t index = tile.first_row + row;
+        const Segment& segment = w.segments[index];
+        const int64_t at = place(segment, tile.lag), unit = (tile.panel * recurrent_.vectors + vector) * L;
+        return {&segment,
+                at,
+                unit,
+                hidden_ - unit,
+                tile.lag > 0 && p_.carry_scale ? p_.carry_scale[at + shape_.batch] : T(1),
+                w.carry + index * hidden_ + unit,
+                at >= 0 ? gradients_of(w, index, tile.lag) + unit : nullptr,
+                tile.product + row * tile.stride + vector * L};
+    }
+
+    void apply_cell(const Walk& w, const Tile& tile) {
+        const bool full = (tile.panel + 1) * recurrent_.width() <= hidden_;
+        const int vectors = recurrent_.vectors;
+        Place at[N];
+        int found = 0;
+        for (int64_t row = 0; row < tile.height; ++row)
+            for (int v = 0; v < vectors; ++v) {
+                at[found] = find(w, tile, row, v);
+                if (at[found].count <= 0) continue;
+                if (at[found].place < 0) {
+                    into_initial_state(at[found]);
+                    continue;
+                }
+                if (++found < N) continue;
+                full ? into_gates<true>(tile.lag, at) : into_gates<false>(tile.lag, at);
+                found = 0;
+            }
+        if (found == 0) return;
+        // The last vector again: the same values are written twice, or added once.
+        for (int n = found; n < N; ++n) at[n] = at[found - 1];
+        full ? into_gates<true>(tile.lag, at, found) : into_gates<false>(tile.lag, at, found);
+    }
+
+    void into_initial_state(const Place& at) {
+        const int64_t state = at.segment->batch * hidden_ + at.unit;
+        Vec<T> grad_h = load_partial(p_.grad_h0 + state, at.count) + load(at.product) * at.factor;
+        if (cell.has_carry) {
+            const Vec<T> carry = load_partial(static_cast<const T*>(at.carry), at.count) * at.factor;
+            if (cell.has_c)
+                store_partial(p_.grad_c0 + state, load_partial(p_.grad_c0 + state, at.count) + carry, at.count);
             else
-                into_gates(w, segment, row, lag, place, unit, count, dh, carry, carry_row);
+                grad_h += carry;
         }
+        store_partial(p_.grad_h0 + state, grad_h, at.count);
     }
 
-    void into_initial_state(int64_t at, int64_t count, V dh, V carry) {
-        V grad_h = load_partial(p_.grad_h0 + at, count) + dh;
-        if (cell.has_carry && !cell.has_c) grad_h += carry;
-        store_partial(p_.grad_h0 + at, grad_h, count);
-        if (cell.has_c) store_partial(p_.grad_c0 + at, load_partial(p_.grad_c0 + at, count) + carry, count);
-    }
-
-    TBPTT_INLINE void into_gates(const Walk& w, const Segment& segment, int64_t row, int64_t lag, int64_t place,
-                                 int64_t unit, int64_t count, V dh, V carry, T* carry_row) {
-        const int64_t step = segment.origin - lag, at = place * hidden_ + unit;
+    template <bool Full>
+    TBPTT_INLINE void into_gates(int64_t lag, const Place (&at)[N], int different = N) {
         const RecurrentTape<T>& tape = p_.tape;
-        if (p_.grad_out && step >= segment.inject_from) dh += load_partial(p_.grad_out + at, count);
-        if (lag == 0 && step == shape_.steps - 1) {
-            const int64_t final = segment.batch * hidden_ + unit;
-            if (p_.grad_h_n) dh += load_partial(p_.grad_h_n + final, count);
-            if (cell.has_c && p_.grad_c_n) carry += load_partial(p_.grad_c_n + final, count);
-        }
-        V saved[cell.saved + 1], gates[cell.gate_gradients], carry_out{};
+        const auto read = [&](const T* from, int n) { return load_lanes<Full>(from, at[n].count); };
+        const auto read_state = [&](const T* state, int n) { return state ? read(state + at[n].unit, n) : Vec<T>{}; };
+        const auto index = [&](int n) { return at[n].place * hidden_ + at[n].unit; };
+        V dh = each<T, N>([&](int n) { return load(at[n].product) * at[n].factor; }), carry = V::all(0);
+        if (cell.has_carry && lag > 0) carry = each<T, N>([&](int n) { return read(at[n].carry, n) * at[n].factor; });
+        add_losses<Full>(lag, at, dh, carry);
+        V saved[cell.saved + 1], gates[cell.gate_gradients], carry_out{}, h{}, c{}, h_old{}, c_old{};
+#pragma GCC unroll 4
         for (int s = 0; s < cell.saved; ++s)
-            saved[s] = load_partial(tape.saved + (place * cell.saved + s) * hidden_ + unit, count);
-        const auto entering = [&](const T* state) { return state ? load_partial(state + unit, count) : V{}; };
-        const V h = cell.saved == 0 ? load_partial(tape.h + at, count) : V{};
-        const V c = cell.has_c ? load_partial(tape.c + at, count) : V{};
-        const V h_old = cell.candidate_apart ? entering(h_rows_[place]) : V{};
-        const V c_old = cell.has_c ? entering(c_before(place)) : V{};
+            saved[s] = each<T, N>([&](int n) {
+                return read(tape.saved + (at[n].place * cell.saved + s) * hidden_ + at[n].unit, n);
+            });
+        if (cell.saved == 0) h = each<T, N>([&](int n) { return read(tape.h + index(n), n); });
+        if (cell.has_c) c = each<T, N>([&](int n) { return read(tape.c + index(n), n); });
+        if (cell.candidate_apart) h_old = each<T, N>([&](int n) { return read_state(h_rows_[at[n].place], n); });
+        if (cell.has_c) c_old = each<T, N>([&](int n) { return read_state(c_before(at[n].place), n); });
         Cell::backward(saved, h, h_old, c_old, c, dh, carry, gates, carry_out);
-        if (cell.has_carry) store_partial(carry_row, carry_out, count);
-        T* own = gradients_of(w, row, lag) + unit;
-        for (int g = 0; g < cell.gate_gradients; ++g) store_partial(own + g * hidden_, gates[g], count);
-        if (!p_.overlapping) return;
-        T* sum = dgates_ + place * ld_ + unit;
-        for (int g = 0; g < cell.gate_gradients; ++g)
-            store_partial(sum + g * hidden_, load_partial(sum + g * hidden_, count) + gates[g], count);
+#pragma GCC unroll 4
+        for (int n = 0; n < N; ++n) {
+            const auto write = [&](T* to, Vec<T> value) { store_lanes<Full>(to, value, at[n].count); };
+            if (cell.has_carry) write(at[n].carry, carry_out.part[n]);
+#pragma GCC unroll 4
+            for (int g = 0; g < cell.gate_gradients; ++g) write(at[n].gates + g * hidden_, gates[g].part[n]);
+            if (!p_.overlapping || n >= different) continue;
+            T* sum = dgates_ + at[n].place * ld_ + at[n].unit;
+            for (int g = 0; g < cell.gate_gradients; ++g)
+                write(sum + g * hidden_, read(sum + g * hidden_, n) + gates[g].part[n]);
+        }
+    }
+
+    // What enters at this step: the gradient of its loss, and at the end of the sequence that of the final state.
+    template <bool Full>
+    TBPTT_INLINE void add_losses(int64_t lag, const Place (&at)[N], V& dh, V& carry) {
+#pragma GCC unroll 4
+        for (int n = 0; n < N; ++n) {
+            const Segment& segment = *at[n].segment;
+            const int64_t step = segment.origin - lag;
+            const auto read = [&](const T* from) { return load_lanes<Full>(from, at[n].count); };
+            if (p_.grad_out && step >= segment.inject_from)
+                dh.part[n] += read(p_.grad_out + at[n].place * hidden_ + at[n].unit);
+            if (lag > 0 || step < shape_.steps - 1) continue;
+            const int64_t final = segment.batch * hidden_ + at[n].unit;
+            if (p_.grad_h_n) dh.part[n] += read(p_.grad_h_n + final);
+            if (cell.has_c && p_.grad_c_n) carry.part[n] += read(p_.grad_c_n + final);
+        }
     }
 
     void input_gradient(const Worker& worker) {

@@ -12,8 +12,9 @@ namespace TBPTT_ISA {
 
 template <class T, template <class> class CellOf>
 class ForwardPass {
-    using Cell = CellOf<VecMath<T>>;
-    using V = Vec<T>;
+    static constexpr int N = units_together;
+    using Cell = CellOf<VecMath<T, N>>;
+    using V = Wide<T, N>;
     static constexpr CellShape cell = Cell::shape;
     static constexpr int L = lanes<T>;
     static constexpr int64_t run_bytes = int64_t{1} << 20;
@@ -187,41 +188,90 @@ class ForwardPass {
             before, live, recurrent_, w.panels,
             [&](int64_t p, int64_t first, int height, const T* c) {
                 const T* input = w.scratch + (p * rows + row + first) * input_.width();
-                for (int r = 0; r < height; ++r, c += input_.width(), input += input_.width())
-                    apply_cell(w, p, first + r, step, before[first + r], input, c);
+                const Tile tile{p, first, height, step, input, c};
+                (p + 1) * unit_vectors_ * L <= shape_.hidden ? apply_cell<true>(w, tile) : apply_cell<false>(w, tile);
             },
             backwards);
     }
 
-    TBPTT_INLINE void apply_cell(const Walk& w, int64_t p, int64_t row, int64_t step, const T* before, const T* input,
-                                 const T* recurrent) {
-        const Segment& segment = w.segments[row];
-        const int64_t place = this->place(segment, step), hidden = shape_.hidden;
+    // One tile of the recurrent product, with the input's product beside it: [height][width] each.
+    struct Tile {
+        int64_t panel, first_row;
+        int height;
+        int64_t step;
+        const T *input, *recurrent;
+    };
+
+    // Where one vector of units of one row is found.
+    struct Place {
+        int64_t tile;   // in the tile
+        int64_t unit, count;  // in a row of H
+        int64_t state;  // in [T, B, H]
+        int64_t saved;  // in [T, B, S, H]
+        const T *h_before, *c_before;
+        T* c;
+        T* c_n;  // null before the last step
+    };
+
+    Place find(const Walk& w, const Tile& tile, int row, int unit_vector) const {
+        const int64_t index = tile.first_row + row, hidden = shape_.hidden;
+        const Segment& segment = w.segments[index];
+        const int64_t unit = (tile.panel * unit_vectors_ + unit_vector) * L, at = place(segment, tile.step);
+        T* c = w.c + index * hidden + unit;
+        return {row * input_.width() + unit_vector * L,
+                unit,
+                hidden - unit,
+                at * hidden + unit,
+                at * cell.saved * hidden + unit,
+                w.pointers[run_rows_ + index] + unit,
+                cell.has_c && tile.step == 0 ? starts_from(p_.layer.c0, segment) + unit : c,
+                c,
+                cell.has_c && segment.origin + tile.step == shape_.steps - 1 ? p_.c_n + segment.batch * hidden + unit
+                                                                             : nullptr};
+    }
+
+    template <bool Full>
+    void apply_cell(const Walk& w, const Tile& tile) {
+        const int vectors = tile.height * unit_vectors_;
+        for (int first = 0; first < vectors; first += N) {
+            Place at[N];
+            for (int n = 0; n < N; ++n) {
+                // At the end the last vector is taken again: the same values are written twice.
+                const int i = first + n < vectors ? first + n : vectors - 1;
+                at[n] = unit_vectors_ == 1 ? find(w, tile, i, 0) : find(w, tile, i / unit_vectors_, i % unit_vectors_);
+            }
+            apply_cell<Full>(tile, at);
+        }
+    }
+
+    template <bool Full>
+    TBPTT_INLINE void apply_cell(const Tile& tile, const Place (&at)[N]) {
         const RecurrentTape<T>& tape = p_.tape;
-        T* c_row = w.c + row * hidden;
-        const T* c_before = step > 0 || !cell.has_c ? c_row : starts_from(p_.layer.c0, segment);
-        for (int u = 0; u < unit_vectors_; ++u) {
-            const int64_t unit = (p * unit_vectors_ + u) * L, count = hidden - unit;
-            if (count <= 0) break;
-            V in[cell.gates], rec[cell.gates], saved[cell.saved + 1], h{}, c{};
-            for (int g = 0; g < cell.gates; ++g) {
-                in[g] = load(input + (g * unit_vectors_ + u) * L);
-                rec[g] = load(recurrent + (g * unit_vectors_ + u) * L);
-            }
-            if (cell.candidate_apart) rec[cell.gates - 1] += load(candidate_bias_ + unit);
-            const V h_before = cell.candidate_apart ? load_partial(before + unit, count) : V{};
-            const V c_old = cell.has_c ? load_partial(c_before + unit, count) : V{};
-            Cell::forward(in, rec, h_before, c_old, saved, h, c);
-            store_partial(p_.out + place * hidden + unit, h, count);
-            if (cell.has_c) {
-                store_partial(c_row + unit, c, count);
-                if (segment.origin + step == shape_.steps - 1) store_partial(p_.c_n + segment.batch * hidden + unit, c, count);
-            }
+        const int64_t hidden = shape_.hidden, stride = unit_vectors_ * L;
+        V in[cell.gates], rec[cell.gates], saved[cell.saved + 1], h{}, c{};
+#pragma GCC unroll 4
+        for (int g = 0; g < cell.gates; ++g) {
+            in[g] = each<T, N>([&](int n) { return load(tile.input + at[n].tile + g * stride); });
+            rec[g] = each<T, N>([&](int n) { return load(tile.recurrent + at[n].tile + g * stride); });
+        }
+        if (cell.candidate_apart)
+            rec[cell.gates - 1] = rec[cell.gates - 1] + each<T, N>([&](int n) { return load(candidate_bias_ + at[n].unit); });
+        V h_before{}, c_before{};
+        if (cell.candidate_apart)
+            h_before = each<T, N>([&](int n) { return load_lanes<Full>(at[n].h_before, at[n].count); });
+        if (cell.has_c) c_before = each<T, N>([&](int n) { return load_lanes<Full>(at[n].c_before, at[n].count); });
+        Cell::forward(in, rec, h_before, c_before, saved, h, c);
+#pragma GCC unroll 4
+        for (int n = 0; n < N; ++n) {
+            const auto write = [&](T* to, Vec<T> value) { store_lanes<Full>(to, value, at[n].count); };
+            write(p_.out + at[n].state, h.part[n]);
+            if (cell.has_c) write(at[n].c, c.part[n]);
+            if (cell.has_c && at[n].c_n) write(at[n].c_n, c.part[n]);
             if (!tape.h) continue;
-            store_partial(tape.h + place * hidden + unit, h, count);
-            if (cell.has_c) store_partial(tape.c + place * hidden + unit, c, count);
-            for (int s = 0; s < cell.saved; ++s)
-                store_partial(tape.saved + (place * cell.saved + s) * hidden + unit, saved[s], count);
+            write(tape.h + at[n].state, h.part[n]);
+            if (cell.has_c) write(tape.c + at[n].state, c.part[n]);
+#pragma GCC unroll 4
+            for (int s = 0; s < cell.saved; ++s) write(tape.saved + at[n].saved + s * hidden, saved[s].part[n]);
         }
     }
 

@@ -1,6 +1,9 @@
 // The kernel table of one ISA.
 #include "elementwise.h"
+#include "embedding.h"
 #include "linear.h"
+#include "loss.h"
+#include "optimizer.h"
 #include "peak.h"
 
 #define TBPTT_STRING_(x) #x
@@ -19,30 +22,32 @@ namespace {
 
 template <class T>
 void exp_array(int64_t count, const T* from, T* to) {
-    map<T>(count, from, to, [](Vec<T> x) { return vec_exp<T>(x); });
+    map<T>(count, from, to, [](auto x) { return wide_exp(x); });
 }
 
 template <class T>
 void tanh_array(int64_t count, const T* from, T* to) {
-    map<T>(count, from, to, [](Vec<T> x) { return vec_tanh<T>(x); });
+    map<T>(count, from, to, [](auto x) { return wide_tanh(x); });
 }
 
 template <class T>
 void sigmoid_array(int64_t count, const T* from, T* to) {
-    map<T>(count, from, to, [](Vec<T> x) { return vec_sigmoid<T>(x); });
+    map<T>(count, from, to, [](auto x) { return wide_sigmoid(x); });
 }
 
 template <class T>
 constexpr Kernels<T> make_kernels() {
-    return {recurrent_forward<T>, recurrent_backward<T>, linear_forward<T>, linear_backward<T>,
+    return {recurrent_forward<T>, recurrent_backward<T>, linear_forward<T>,        linear_backward<T>,
+            embedding_forward<T>, embedding_backward<T>, softmax_cross_entropy<T>, squared_error<T>,
+            gradient_norm<T>,     sgd_step<T>,           rmsprop_step<T>,          adam_step<T>,
             exp_array<T>,         tanh_array<T>,         sigmoid_array<T>};
 }
 
 }  // namespace
 
 extern const KernelTable table;
-const KernelTable table = {TBPTT_STRING(TBPTT_ISA), TBPTT_ISA_FLAGS,  make_kernels<float>(),
-                           make_kernels<double>(),  fma_peak, memory_bandwidth};
+const KernelTable table = {TBPTT_STRING(TBPTT_ISA), TBPTT_ISA_FLAGS, make_kernels<float>(),
+                           make_kernels<double>(),  fma_peak,        memory_bandwidth};
 
 }  // namespace TBPTT_ISA
 }  // namespace tbptt

@@ -23,15 +23,15 @@ constexpr int max_tile_rows(int vectors) {
 
 constexpr int largest_tile_rows = 8;
 
-// c [rows][vectors][lanes], = or (Accumulate) +=
+// c [rows][vectors][lanes], = or (Accumulate) += the sum over `depth` columns of the rows a from column `first` on.
 template <class T, int Rows, int Vectors, bool Accumulate>
-void tile(int64_t depth, const T* const* a, const T* __restrict b, T* __restrict c) {
+void tile(int64_t first, int64_t depth, const T* const* a, const T* __restrict b, T* __restrict c) {
     constexpr int L = lanes<T>;
     Vec<T> sum[Rows][Vectors];
     const T* row[Rows];
 #pragma GCC unroll 16
     for (int r = 0; r < Rows; ++r) {
-        row[r] = a[r];
+        row[r] = a[r] + first;
 #pragma GCC unroll 4
         for (int v = 0; v < Vectors; ++v) sum[r][v] = Accumulate ? load(c + (r * Vectors + v) * L) : Vec<T>{};
     }
@@ -54,7 +54,7 @@ void tile(int64_t depth, const T* const* a, const T* __restrict b, T* __restrict
 }
 
 template <class T>
-using Tile = void (*)(int64_t depth, const T* const* a, const T* b, T* c);
+using Tile = void (*)(int64_t first, int64_t depth, const T* const* a, const T* b, T* c);
 
 template <class T, int Vectors, bool Accumulate>
 TBPTT_INLINE Tile<T> find_tile(int rows) {

@@ -71,7 +71,7 @@ TBPTT_INLINE Vec<T> broadcast(T value) {
     return value - Vec<T>{};
 }
 
-// The first `count` lanes; the others are zero (load) or untouched (store).
+// The first `count` lanes (all of them if it is larger, none if negative); the others are zero (load) or untouched (store).
 template <class T>
 TBPTT_INLINE Vec<T> load_partial(const T* from, int64_t count) {
     if (count >= lanes<T>) return load(from);
@@ -84,6 +84,17 @@ template <class T>
 TBPTT_INLINE void store_partial(T* to, Vec<T> value, int64_t count) {
     if (count >= lanes<T>) return store(to, value);
     for (int64_t i = 0; i < count; ++i) to[i] = value[i];
+}
+
+// The same where the caller knows at compile time that the vector is Full.
+template <bool Full, class T>
+TBPTT_INLINE Vec<T> load_lanes(const T* from, int64_t count) {
+    return Full ? load(from) : load_partial(from, count);
+}
+
+template <bool Full, class T>
+TBPTT_INLINE void store_lanes(T* to, Vec<T> value, int64_t count) {
+    Full ? store(to, value) : store_partial(to, value, count);
 }
 
 template <class T>

@@ -5,9 +5,12 @@
 //   sigmoid  2.5 ULP; flushed to zero below -87.3 / -708.3
 //   tanh     2.5 ULP
 // NaN travels; infinities give the limits.
+//
+// The functions are long chains of dependent operations, so they work on several vectors at once (Wide): one vector
+// alone would leave the arithmetic units waiting.
 #pragma once
 
-#include "vec.h"
+#include "wide.h"
 
 namespace tbptt {
 namespace TBPTT_ISA {
@@ -25,7 +28,9 @@ struct MathConstants<float> {
     static constexpr float underflow = -104.0f;  // exp of it rounds to zero
     static constexpr float largest = 88.7228391f;
     static constexpr float tanh_is_one = 10.0f;
-    static constexpr int mantissa = 23, bias = 127, degree = 7, newton = 2;
+    static constexpr int mantissa = 23, bias = 127, degree = 7, newton = 1;
+    static constexpr int reciprocal_terms = 3;  // error 1/99 on [1, 2]
+    static constexpr float reciprocal[] = {32.0f / 99, -144.0f / 99, 210.0f / 99};
 };
 
 template <>
@@ -38,7 +43,9 @@ struct MathConstants<double> {
     static constexpr double underflow = -745.2;
     static constexpr double largest = 709.782712893383996;
     static constexpr double tanh_is_one = 20.0;
-    static constexpr int mantissa = 52, bias = 1023, degree = 13, newton = 3;
+    static constexpr int mantissa = 52, bias = 1023, degree = 13, newton = 2;
+    static constexpr int reciprocal_terms = 4;  // error 1/577 on [1, 2]
+    static constexpr double reciprocal[] = {-128.0 / 577, 768.0 / 577, -1696.0 / 577, 1632.0 / 577};
 };
 
 constexpr double inverse_factorial[] = {1.0,
@@ -57,105 +64,107 @@ constexpr double inverse_factorial[] = {1.0,
                                         1.0 / 6227020800};
 
 // x = n·ln 2 + rest with |rest| <= ln(2)/2
-template <class T>
+template <class W>
 struct ReducedExponent {
-    Vec<T> n, rest;
+    W n, rest;
 };
 
-template <class T>
-TBPTT_INLINE ReducedExponent<T> reduce_exponent(Vec<T> x) {
-    using C = MathConstants<T>;
-    const Vec<T> n = (x * C::log2e + C::round_magic) - C::round_magic;
+template <class W>
+TBPTT_INLINE ReducedExponent<W> reduce_exponent(W x) {
+    using C = MathConstants<typename W::Element>;
+    const W n = (x * C::log2e + C::round_magic) - C::round_magic;
     return {n, (x - n * C::ln2_high) - n * C::ln2_low};
 }
 
 // exp(r) - 1 = r + r²·q(r): the Taylor series, whose first dropped term is below half an ULP for |r| <= ln(2)/2
-template <class T>
-TBPTT_INLINE Vec<T> expm1_polynomial(Vec<T> r) {
+template <class W>
+TBPTT_INLINE W expm1_polynomial(W r) {
+    using T = typename W::Element;
     constexpr int degree = MathConstants<T>::degree;
-    Vec<T> q = broadcast(static_cast<T>(inverse_factorial[degree]));
+    W q = W::all(static_cast<T>(inverse_factorial[degree]));
 #pragma GCC unroll 16
     for (int i = degree - 1; i >= 2; --i) q = q * r + static_cast<T>(inverse_factorial[i]);
-    return r + (r * r) * q;
+    return (r * r) * q + r;
 }
 
-// 2^n for integer-valued n in the range of normal exponents
-template <class T>
-TBPTT_INLINE Vec<T> power_of_two(Vec<T> n) {
+// 2^n for integer-valued n in the range of normal exponents: the rounding magic puts the integer into the low mantissa
+// bits, from where it is shifted into the exponent.
+template <class W>
+TBPTT_INLINE W power_of_two(W n) {
+    using C = MathConstants<typename W::Element>;
+    return shift_left(n + (C::round_magic + C::bias), C::mantissa);
+}
+
+// a/d for d in [1, 2]: a minimax polynomial estimate of 1/d, refined by Newton steps, and a last step on the quotient, so
+// that its rounding is corrected too.
+template <class W>
+TBPTT_INLINE W divide_by_1_to_2(W a, W d) {
+    using T = typename W::Element;
     using C = MathConstants<T>;
-    // The rounding magic puts the integer into the low mantissa bits, from where it is shifted into the exponent.
-    const VecBits<T> bits = (VecBits<T>)(n + (C::round_magic + C::bias));
-    return (Vec<T>)(bits << C::mantissa);
-}
-
-// 1/d for d in [1, 2]: the quadratic minimax estimate (error 1/99), then Newton steps, each squaring the error.
-template <class T>
-TBPTT_INLINE Vec<T> reciprocal_1_to_2(Vec<T> d) {
-    Vec<T> r = (d * static_cast<T>(32.0 / 99) - static_cast<T>(48.0 * 3 / 99)) * d + static_cast<T>(70.0 * 3 / 99);
+    W r = W::all(C::reciprocal[0]);
 #pragma GCC unroll 4
-    for (int i = 0; i < MathConstants<T>::newton; ++i) r += r * (static_cast<T>(1) - d * r);
-    return r;
+    for (int i = 1; i < C::reciprocal_terms; ++i) r = r * d + C::reciprocal[i];
+#pragma GCC unroll 4
+    for (int i = 0; i < C::newton; ++i) r = r * (static_cast<T>(1) - d * r) + r;
+    const W quotient = a * r;
+    return r * (a - d * quotient) + quotient;
 }
 
-template <class T>
-TBPTT_INLINE Vec<T> absolute(Vec<T> x) {
-    constexpr int sign_bit = sizeof(T) * 8 - 1;
-    return (Vec<T>)((VecBits<T>)x & ~((VecBits<T>{} + 1) << sign_bit));
+template <class W>
+TBPTT_INLINE W wide_exp(W x) {
+    using T = typename W::Element;
+    using C = MathConstants<T>;
+    const W lowest = W::all(C::underflow), highest = W::all(C::largest);
+    // Comparisons with NaN are false: it stays.
+    const W clamped = where_less(x, lowest, lowest, where_less(highest, x, highest, x));
+    const ReducedExponent<W> reduced = reduce_exponent(clamped);
+    const W fraction = expm1_polynomial(reduced.rest) + static_cast<T>(1);
+    // 2^n may lie outside the normal exponents where the result does not: scale in two steps.
+    const W half = (reduced.n * static_cast<T>(0.5) + C::round_magic) - C::round_magic;
+    const W value = fraction * power_of_two(half) * power_of_two(reduced.n - half);
+    const W infinite = W::all(static_cast<T>(__builtin_inf()));
+    return where_less(x, lowest, W::all(0), where_less(highest, x, infinite, value));
 }
 
-template <class T>
-TBPTT_INLINE Vec<T> with_sign_of(Vec<T> magnitude, Vec<T> sign) {
-    constexpr int sign_bit = sizeof(T) * 8 - 1;
-    return (Vec<T>)((VecBits<T>)magnitude | ((VecBits<T>)sign & ((VecBits<T>{} + 1) << sign_bit)));
+// Both functions below use exp of a negative argument only, so that the denominator lies in [1, 2].
+template <class W>
+TBPTT_INLINE W wide_sigmoid(W x) {
+    using T = typename W::Element;
+    using C = MathConstants<T>;
+    const W magnitude = -absolute(x), lowest = W::all(C::smallest), one = W::all(1), zero = W::all(0);
+    const ReducedExponent<W> reduced = reduce_exponent(where_less(magnitude, lowest, lowest, magnitude));
+    const W fraction = expm1_polynomial(reduced.rest) + static_cast<T>(1);
+    const W e = where_less(magnitude, lowest, zero, fraction * power_of_two(reduced.n));
+    return divide_by_1_to_2(where_less(x, zero, e, one), e + static_cast<T>(1));
+}
+
+// tanh |x| = -m / (2 + m) with m = exp(-2|x|) - 1, which keeps full relative accuracy near zero.
+template <class W>
+TBPTT_INLINE W wide_tanh(W x) {
+    using T = typename W::Element;
+    using C = MathConstants<T>;
+    const W highest = W::all(C::tanh_is_one), size = absolute(x);
+    const ReducedExponent<W> reduced = reduce_exponent(where_less(highest, size, highest, size) * static_cast<T>(-2));
+    const W scale = power_of_two(reduced.n);
+    const W m = expm1_polynomial(reduced.rest) * scale + (scale - static_cast<T>(1));
+    return with_sign_of(divide_by_1_to_2(static_cast<T>(0) - m, m + static_cast<T>(2)), x);
 }
 
 template <class T>
 TBPTT_INLINE Vec<T> vec_exp(Vec<T> x) {
-    using C = MathConstants<T>;
-    const Vec<T> lowest = broadcast(C::underflow), highest = broadcast(C::largest), zero{};
-    const Vec<T> clamped = x < lowest ? lowest : x > highest ? highest : x;  // comparisons with NaN are false: it stays
-    const ReducedExponent<T> reduced = reduce_exponent<T>(clamped);
-    const Vec<T> fraction = expm1_polynomial<T>(reduced.rest) + static_cast<T>(1);
-    // 2^n may lie outside the normal exponents where the result does not: scale in two steps.
-    const Vec<T> half = (reduced.n * static_cast<T>(0.5) + C::round_magic) - C::round_magic;
-    const Vec<T> value = fraction * power_of_two<T>(half) * power_of_two<T>(reduced.n - half);
-    return x < lowest ? zero : x > highest ? broadcast(static_cast<T>(__builtin_inf())) : value;
-}
-
-// Both functions below use exp of a negative argument only, so that the denominator lies in [1, 2].
-template <class T>
-TBPTT_INLINE Vec<T> vec_sigmoid(Vec<T> x) {
-    using C = MathConstants<T>;
-    const Vec<T> magnitude = -absolute<T>(x), lowest = broadcast(C::smallest), one = broadcast(static_cast<T>(1)), zero{};
-    const ReducedExponent<T> reduced = reduce_exponent<T>(magnitude < lowest ? lowest : magnitude);
-    const Vec<T> fraction = expm1_polynomial<T>(reduced.rest) + static_cast<T>(1);
-    Vec<T> e = fraction * power_of_two<T>(reduced.n);
-    e = magnitude < lowest ? zero : e;
-    return (x < zero ? e : one) * reciprocal_1_to_2<T>(one + e);
-}
-
-// tanh |x| = -m / (2 + m) with m = exp(-2|x|) - 1, which keeps full relative accuracy near zero.
-template <class T>
-TBPTT_INLINE Vec<T> vec_tanh(Vec<T> x) {
-    using C = MathConstants<T>;
-    const Vec<T> highest = broadcast(C::tanh_is_one);
-    Vec<T> magnitude = absolute<T>(x);
-    magnitude = magnitude > highest ? highest : magnitude;
-    const ReducedExponent<T> reduced = reduce_exponent<T>(magnitude * static_cast<T>(-2));
-    const Vec<T> scale = power_of_two<T>(reduced.n);
-    const Vec<T> m = expm1_polynomial<T>(reduced.rest) * scale + (scale - static_cast<T>(1));
-    return with_sign_of<T>(-m * reciprocal_1_to_2<T>(m + static_cast<T>(2)), x);
+    return wide_exp(Wide<T, 1>{{x}}).part[0];
 }
 
 // The maths that the cells are written in; csrc/cells is templated on such a struct.
-template <class T>
+template <class T, int N>
 struct VecMath {
-    using Value = Vec<T>;
-    static TBPTT_INLINE Value tanh(Value x) { return vec_tanh<T>(x); }
-    static TBPTT_INLINE Value sigmoid(Value x) { return vec_sigmoid<T>(x); }
-    static TBPTT_INLINE Value one() { return broadcast(static_cast<T>(1)); }
-    static TBPTT_INLINE Value relu(Value x) { return x < Value{} ? Value{} : x; }  // NaN is not less: it travels
-    static TBPTT_INLINE Value relu_gradient(Value h, Value dh) { return h <= Value{} ? Value{} : dh; }
+    using Value = Wide<T, N>;
+    static TBPTT_INLINE Value tanh(Value x) { return wide_tanh(x); }
+    static TBPTT_INLINE Value sigmoid(Value x) { return wide_sigmoid(x); }
+    static TBPTT_INLINE Value one() { return Value::all(1); }
+    // NaN is not less than anything: it travels. relu'(0) = 0.
+    static TBPTT_INLINE Value relu(Value x) { return where_less(x, Value::all(0), Value::all(0), x); }
+    static TBPTT_INLINE Value relu_gradient(Value h, Value dh) { return where_at_most(h, Value::all(0), Value::all(0), dh); }
 };
 
 }  // namespace TBPTT_ISA

@@ -36,6 +36,56 @@ def linear(x: Any, w: Any, b: Any, activation: str | None) -> NDArray[Any]: ...
 def linear_backward(
     grad_out: Any, x: Any, w: Any, y: Any, activation: str | None, needs: tuple[str, ...]
 ) -> tuple[Any, Any, Any]: ...
+def embedding(ids: Any, w: Any) -> NDArray[Any]: ...
+def embedding_backward(grad_out: Any, ids: Any, num_embeddings: SupportsIndex) -> NDArray[Any]: ...
+def softmax_cross_entropy(
+    logits: Any, targets: Any, weights: Any, ignore_index: SupportsIndex, reduction: str
+) -> tuple[Any, NDArray[Any]]: ...
+def mse_loss(
+    prediction: Any, target: Any, weights: Any, reduction: str
+) -> tuple[Any, NDArray[Any]]: ...
+def sgd_step(
+    params: Any,
+    grads: Any,
+    momentum: Any,
+    lr: float,
+    mu: float,
+    nesterov: bool,
+    weight_decay: float,
+    max_norm: float | None,
+    clip_value: float | None,
+    non_finite: str,
+) -> tuple[float, bool]: ...
+def rmsprop_step(
+    params: Any,
+    grads: Any,
+    square_avg: Any,
+    momentum: Any,
+    lr: float,
+    alpha: float,
+    eps: float,
+    mu: float,
+    weight_decay: float,
+    max_norm: float | None,
+    clip_value: float | None,
+    non_finite: str,
+) -> tuple[float, bool]: ...
+def adam_step(
+    params: Any,
+    grads: Any,
+    exp_avg: Any,
+    exp_avg_sq: Any,
+    step: SupportsIndex,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    decoupled: bool,
+    max_norm: float | None,
+    clip_value: float | None,
+    non_finite: str,
+) -> tuple[float, bool]: ...
 def exp(x: Any) -> NDArray[Any]: ...
 def tanh(x: Any) -> NDArray[Any]: ...
 def sigmoid(x: Any) -> NDArray[Any]: ...

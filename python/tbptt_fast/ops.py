@@ -11,14 +11,37 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-import numpy as np
-from numpy.typing import NDArray
-
 from . import _native
 from ._native import Tape
+from ._types import Array, ArrayLike
+from .ops_layers import embedding, embedding_backward, mse_loss, softmax_cross_entropy
+from .ops_optim import StepResult, adam_step, rmsprop_step, sgd_step
 
-Array: TypeAlias = NDArray[Any]
-ArrayLike: TypeAlias = Any  # an ndarray or anything with __dlpack__ in CPU memory
+__all__ = [
+    "LinearGrads",
+    "RecurrentGrads",
+    "StepResult",
+    "Tape",
+    "adam_step",
+    "embedding",
+    "embedding_backward",
+    "exp",
+    "gru_backward",
+    "gru_forward",
+    "linear",
+    "linear_backward",
+    "lstm_backward",
+    "lstm_forward",
+    "mse_loss",
+    "rmsprop_step",
+    "rnn_backward",
+    "rnn_forward",
+    "sgd_step",
+    "sigmoid",
+    "softmax_cross_entropy",
+    "tanh",
+]
+
 StatePair: TypeAlias = tuple[Array, Array]
 Truncation: TypeAlias = int | tuple[int, int] | None
 Activation: TypeAlias = Literal["relu", "tanh", "sigmoid"] | None
@@ -117,7 +140,7 @@ def gru_forward(
     >>> import numpy as np
     >>> x, w = np.ones((4, 2, 3)), np.zeros((15, 3))
     >>> out, h_n, tape = gru_forward(x, np.ones((2, 5)), w, np.zeros((15, 5)))
-    >>> h_n[0, 0]  # halved at every step
+    >>> float(h_n[0, 0])  # halved at every step
     0.0625
     """
     return _native.gru_forward(x, hx, w_ih, w_hh, b_ih, b_hh, is_init, training)

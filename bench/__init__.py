@@ -1,0 +1,1 @@
+"""Benchmarks: verify, then time both sides alternately. `python -m bench --help` lists them."""

@@ -1,0 +1,91 @@
+// The checks of arguments.h.
+#include "arguments.h"
+
+namespace tbptt::python {
+
+Extents leading_extents(const py::array& array, py::ssize_t without, const Argument& argument) {
+    if (array.ndim() < without)
+        argument.value_error("expected at least " + std::to_string(without) + " dimension" + (without > 1 ? "s" : "") +
+                             ", got shape " + format_shape(array));
+    return Extents(array.shape(), array.shape() + array.ndim() - without);
+}
+
+Extents extents_of(const py::array& array) { return Extents(array.shape(), array.shape() + array.ndim()); }
+
+Extents with_last(Extents leading, int64_t columns) {
+    leading.push_back(columns);
+    return leading;
+}
+
+int64_t element_count(const Extents& extents) {
+    int64_t count = 1;
+    for (const py::ssize_t extent : extents) count = element_count({count, extent});
+    return count;
+}
+
+void check_extents(const Extents& given, const Extents& expected, const Argument& argument) {
+    if (given != expected)
+        argument.value_error("expected shape " + format_shape(expected.data(), expected.size()) + ", got " +
+                             format_shape(given.data(), given.size()));
+}
+
+py::array reshaped(const py::array& array, const Extents& extents) {
+    return static_cast<std::size_t>(array.ndim()) == extents.size() ? array : py::array(array).reshape(extents);
+}
+
+Ids read_ids(py::handle object, const Argument& argument) {
+    py::array array = to_array(object, argument);
+    const py::dtype dtype = array.dtype();
+    const bool wide = dtype.itemsize() == sizeof(int64_t);
+    if (dtype.kind() != 'i' || !(wide || dtype.itemsize() == sizeof(std::int32_t)) || dtype.byteorder() == '>')
+        argument.type_error("expected dtype int32 or int64, got " + dtype_name(array));
+    array = to_contiguous(std::move(array));
+    Ids ids{extents_of(array), array.size(), {}, {}, nullptr};
+    if (wide) {
+        ids.data = static_cast<const int64_t*>(array.data());
+    } else {
+        ids.converted = Block(static_cast<std::size_t>(ids.count) * sizeof(int64_t));
+        auto* to = static_cast<int64_t*>(ids.converted.get());
+        const auto* from = static_cast<const std::int32_t*>(array.data());
+        for (int64_t i = 0; i < ids.count; ++i) to[i] = from[i];
+        ids.data = to;
+    }
+    ids.given = {std::move(array), ids.data};
+    return ids;
+}
+
+void check_ids(const Ids& ids, int64_t end, const int64_t* ignored, const Argument& argument) {
+    const int64_t also = ignored ? *ignored : -1;
+    for (int64_t i = 0; i < ids.count; ++i) {
+        const int64_t id = ids.data[i];
+        if ((id >= 0 && id < end) || (ignored && id == also)) continue;
+        argument.value_error("expected values in [0, " + std::to_string(end) + ")" +
+                             (ignored ? " or " + std::to_string(also) : "") + ", got " + std::to_string(id));
+    }
+}
+
+int64_t read_integer(py::handle object, int64_t least, const Argument& argument) {
+    const py::object number = to_index(object);
+    if (!number) argument.type_error("expected an integer, got " + type_name(object));
+    int overflow = 0;
+    const long long value = PyLong_AsLongLongAndOverflow(number.ptr(), &overflow);
+    if (overflow > 0) argument.value_error("expected an integer below 2**63, got " + std::string(py::str(number)));
+    if (overflow < 0 || value < least)
+        argument.value_error("expected an integer >= " + std::to_string(least) + ", got " +
+                             std::string(py::str(number)));
+    return value;
+}
+
+double read_number(py::handle object, const Interval& interval, const Argument& argument) {
+    const double value = PyFloat_AsDouble(object.ptr());
+    if (value == -1 && PyErr_Occurred()) {
+        PyErr_Clear();
+        argument.type_error(std::string("expected ") + interval.description + ", got " + type_name(object));
+    }
+    const bool above = interval.least_included ? value >= interval.least : value > interval.least;
+    if (!(above && value < interval.end))
+        argument.value_error(std::string("expected ") + interval.description + ", got " + std::string(py::str(object)));
+    return value;
+}
+
+}  // namespace tbptt::python

@@ -1,0 +1,171 @@
+// Fused updates of all parameters of a network: one pass for the norm of the gradients, one for the update.
+//
+// The arrays are cut into blocks of fixed size, so that neither a sum nor an element's path through the code depends on
+// the number of threads.
+#pragma once
+
+#include "../api.h"
+#include "reduce.h"
+#include "vector_math.h"
+#include "workers.h"
+
+namespace tbptt {
+namespace TBPTT_ISA {
+
+constexpr int64_t optimizer_block = 4096;  // elements; a multiple of every vector
+
+template <class T>
+TBPTT_INLINE int64_t count_blocks(const Parameters<T>& list) {
+    int64_t blocks = 0;
+    for (int64_t i = 0; i < list.count; ++i) blocks += ceil_div(list.arrays[i].count, optimizer_block);
+    return blocks;
+}
+
+// Calls body(number of the block, array, range of its elements) for every block, shared out among workers.
+template <class T, class Body>
+TBPTT_INLINE void for_each_block(const Parameters<T>& list, int64_t blocks, Body body) {
+    constexpr double cost_of_an_element = 8;
+    int64_t elements = 0;
+    for (int64_t i = 0; i < list.count; ++i) elements += list.arrays[i].count;
+    run_parallel(threads_for(cost_of_an_element * static_cast<double>(elements)), [&](const Worker& worker) {
+        const Range mine = split(blocks, worker);
+        int64_t before = 0;  // blocks of earlier arrays
+        for (int64_t i = 0; i < list.count && before < mine.end; ++i) {
+            const OptimizerArray<T>& array = list.arrays[i];
+            const int64_t count = ceil_div(array.count, optimizer_block);
+            const int64_t begin = mine.begin > before ? mine.begin - before : 0;
+            for (int64_t b = begin; b < smaller(count, mine.end - before); ++b)
+                body(before + b, array, Range{b * optimizer_block, smaller((b + 1) * optimizer_block, array.count)});
+            before += count;
+        }
+    });
+}
+
+template <class T>
+TBPTT_INLINE Vec<T> clamp(Vec<T> x, Vec<T> limit) {
+    return x > limit ? limit : x < -limit ? -limit : x;  // NaN stays
+}
+
+// Negative when an element is not finite.
+template <class T>
+TBPTT_INLINE double sum_of_squares(const T* from, Range range, T limit_value) {
+    constexpr int L = lanes<double>, unrolled = 4;  // sums side by side hide the latency of an addition
+    const Vec<double> limit = broadcast(static_cast<double>(limit_value));
+    Vec<double> sums[unrolled]{}, zeros[unrolled]{};
+    const auto add = [&](Vec<double> x, int k) {
+        zeros[k] += x - x;  // NaN when x is not finite, and from then on
+        const Vec<double> clipped = clamp<double>(x, limit);
+        sums[k] += clipped * clipped;
+    };
+    int64_t i = range.begin;
+    for (; i + unrolled * L <= range.end; i += unrolled * L) {
+#pragma GCC unroll 4
+        for (int k = 0; k < unrolled; ++k) add(load_double(from + i + k * L), k);
+    }
+    for (; i < range.end; i += L) add(load_double(from + i, range.end - i), 0);
+    const double sum = sum_lanes<double>((sums[0] + sums[1]) + (sums[2] + sums[3]));
+    return sum_lanes<double>((zeros[0] + zeros[1]) + (zeros[2] + zeros[3])) == 0 ? sum : -1;
+}
+
+template <class T>
+void gradient_norm(const GradientNorm<T>& p) {
+    const int64_t blocks = count_blocks(p.list);
+    Buffer<double> sums(blocks);
+    for_each_block(p.list, blocks, [&](int64_t block, const OptimizerArray<T>& array, Range range) {
+        sums[block] = sum_of_squares(array.grad, range, static_cast<T>(p.list.clip_value));
+    });
+    double sum = 0;
+    *p.non_finite = -1;
+    for (int64_t i = 0, block = 0; i < p.list.count; ++i)
+        for (const int64_t end = block + ceil_div(p.list.arrays[i].count, optimizer_block); block < end; ++block) {
+            if (sums[block] < 0 && *p.non_finite < 0) *p.non_finite = i;
+            sum += sums[block];
+        }
+    *p.norm = *p.non_finite < 0 ? __builtin_sqrt(sum) : __builtin_nan("");
+}
+
+TBPTT_INLINE float square_root(float x) { return __builtin_sqrtf(x); }
+TBPTT_INLINE double square_root(double x) { return __builtin_sqrt(x); }
+
+// One instruction: the compiler knows the pattern.
+template <class T>
+TBPTT_INLINE Vec<T> vec_sqrt(Vec<T> x) {
+    Vec<T> root;
+    for (int i = 0; i < lanes<T>; ++i) root[i] = square_root(x[i]);
+    return root;
+}
+
+// A vector of each array of a parameter while it is updated.
+template <class T>
+struct Update {
+    Vec<T> param, grad, first, second;
+};
+
+// Calls rule(Update&) on all elements; `states` says how many of the optimizer's own arrays it uses.
+template <int states, class T, class Rule>
+TBPTT_INLINE void update_all(const Parameters<T>& list, Rule rule) {
+    const Vec<T> limit = broadcast(static_cast<T>(list.clip_value));
+    const T factor = static_cast<T>(list.factor);
+    for_each_block(list, count_blocks(list), [&](int64_t, const OptimizerArray<T>& array, Range range) {
+        for (int64_t i = range.begin; i < range.end; i += lanes<T>) {
+            const int64_t count = range.end - i;
+            Update<T> u{};
+            u.param = load_partial(array.param + i, count);
+            u.grad = clamp<T>(load_partial(array.grad + i, count), limit) * factor;
+            if (states > 0) u.first = load_partial(array.first + i, count);
+            if (states > 1) u.second = load_partial(array.second + i, count);
+            rule(u);
+            store_partial(array.param + i, u.param, count);
+            if (states > 0) store_partial(array.first + i, u.first, count);
+            if (states > 1) store_partial(array.second + i, u.second, count);
+        }
+    });
+}
+
+template <class T>
+void sgd_step(const SgdStep<T>& p) {
+    const T lr = static_cast<T>(p.lr), mu = static_cast<T>(p.mu), decay = static_cast<T>(p.weight_decay);
+    if (p.mu == 0)
+        update_all<0>(p.list, [=](Update<T>& u) { u.param -= lr * (u.grad + decay * u.param); });
+    else
+        update_all<1>(p.list, [=, nesterov = p.nesterov](Update<T>& u) {
+            const Vec<T> grad = u.grad + decay * u.param;
+            u.first = mu * u.first + grad;
+            u.param -= lr * (nesterov ? grad + mu * u.first : u.first);
+        });
+}
+
+template <class T>
+void rmsprop_step(const RmspropStep<T>& p) {
+    const T lr = static_cast<T>(p.lr), mu = static_cast<T>(p.mu), decay = static_cast<T>(p.weight_decay);
+    const T alpha = static_cast<T>(p.alpha), rest = static_cast<T>(1 - p.alpha), eps = static_cast<T>(p.eps);
+    const auto scaled = [=](Update<T>& u) {
+        const Vec<T> grad = u.grad + decay * u.param;
+        u.first = alpha * u.first + rest * (grad * grad);
+        return grad / (vec_sqrt<T>(u.first) + eps);
+    };
+    if (p.mu == 0)
+        update_all<1>(p.list, [=](Update<T>& u) { u.param -= lr * scaled(u); });
+    else
+        update_all<2>(p.list, [=](Update<T>& u) {
+            u.second = mu * u.second + scaled(u);
+            u.param -= lr * u.second;
+        });
+}
+
+template <class T>
+void adam_step(const AdamStep<T>& p) {
+    const T beta1 = static_cast<T>(p.beta1), rest1 = static_cast<T>(1 - p.beta1);
+    const T beta2 = static_cast<T>(p.beta2), rest2 = static_cast<T>(1 - p.beta2);
+    const T step_size = static_cast<T>(p.step_size), inverse_root = static_cast<T>(p.inverse_root);
+    const T eps = static_cast<T>(p.eps), decay = static_cast<T>(p.grad_decay), keep = static_cast<T>(p.param_keep);
+    update_all<2>(p.list, [=](Update<T>& u) {
+        const Vec<T> grad = u.grad + decay * u.param;
+        u.first = beta1 * u.first + rest1 * grad;
+        u.second = beta2 * u.second + rest2 * (grad * grad);
+        u.param = keep * u.param - step_size * u.first / (vec_sqrt<T>(u.second) * inverse_root + eps);
+    });
+}
+
+}  // namespace TBPTT_ISA
+}  // namespace tbptt

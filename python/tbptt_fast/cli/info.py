@@ -1,0 +1,39 @@
+"""`info`: what this installation is and what it found on this machine."""
+
+from __future__ import annotations
+
+import platform
+
+import numpy as np
+
+from tbptt_fast import __version__, active_isa, available_isas, build_info, get_num_threads
+from tbptt_fast.cli.progress import installed
+
+_ADAPTERS = ("torch", "jax", "keras", "tensorflow")
+_EXTRAS = ("tqdm", "matplotlib")
+
+
+def info() -> int:
+    """Run the command."""
+    build = build_info()
+    others = [name for name in available_isas() if name != active_isa()]
+    # Looked up, not assumed: the CUDA kernels are a separate optional module.
+    cuda = installed("tbptt_fast._cuda")
+    rows = {
+        "tbptt_fast": __version__,
+        "compiler": build["compiler"],
+        "ISA": f"{active_isa()} (also available: {', '.join(others) or 'none'})",
+        "threads": str(get_num_threads()),
+        "CUDA": "yes" if cuda else "no: this build has no CUDA kernels",
+        "adapters": _found(_ADAPTERS),
+        "extra [cli]": _found(_EXTRAS),
+        "Python": f"{platform.python_version()}, NumPy {np.__version__}, {platform.platform()}",
+    }
+    for name, value in rows.items():
+        print(f"{name:12} {value}")
+    return 0
+
+
+def _found(names: tuple[str, ...]) -> str:
+    """Looked for without importing: importing a framework takes seconds."""
+    return ", ".join(f"{name} {'found' if installed(name) else 'not found'}" for name in names)

@@ -1,0 +1,12 @@
+"""Modules with PyTorch's parameter names: explicit forward and backward, no hidden autograd.
+
+`forward` returns a tape and `backward` takes it; between the two neither the input, nor the
+output, nor the parameters may be modified, because a tape refers to them instead of copying.
+Sequences are time-major: x is [T, B, features].
+"""
+
+from .layers import Embedding, Linear, Sequential
+from .module import Gradients, Module, Tape
+from .recurrent import GRU, LSTM, RNN
+
+__all__ = ["GRU", "LSTM", "RNN", "Embedding", "Gradients", "Linear", "Module", "Sequential", "Tape"]

@@ -1,0 +1,259 @@
+"""NumPy float64 oracles of what knows no time: layers, losses and optimizers.
+
+The optimizers update their arrays in place, as the native ones do; give them float64 copies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+AnyArray = NDArray[Any]  # any dtype that float64 can hold
+
+
+def as_float64(x: AnyArray) -> Array:
+    """The one conversion at the entrance of every oracle."""
+    return np.asarray(x, dtype=np.float64)
+
+
+# ---------------------------------------------------------------------------------------------
+# Elementwise functions
+
+
+def sigmoid(x: AnyArray) -> Array:
+    """1 / (1 + exp(-x)), without overflow at either end."""
+    x = as_float64(x)
+    e = np.exp(-np.abs(x))
+    return np.where(x >= 0, 1 / (1 + e), e / (1 + e))
+
+
+def relu(x: AnyArray) -> Array:
+    """max(x, 0); its derivative at 0 is 0."""
+    return np.maximum(as_float64(x), 0.0)
+
+
+# ---------------------------------------------------------------------------------------------
+# Layers and losses
+
+
+class LinearGrads(NamedTuple):
+    """Gradients of :func:`linear`; None where not needed."""
+
+    x: Array | None
+    w: Array | None
+    b: Array | None
+
+
+def linear(
+    x: AnyArray, w: AnyArray, b: AnyArray | None = None, *, activation: str | None = None
+) -> Array:
+    """activation(x wᵀ + b): x [..., I], w [O, I], b [O]; relu, tanh, sigmoid or None."""
+    y = as_float64(x) @ as_float64(w).T
+    if b is not None:
+        y = y + as_float64(b)
+    functions: dict[str, Callable[[Array], Array]]
+    functions = {"relu": relu, "tanh": np.tanh, "sigmoid": sigmoid}
+    return y if activation is None else functions[activation](y)
+
+
+def linear_backward(
+    grad_out: AnyArray,
+    x: AnyArray,
+    w: AnyArray,
+    *,
+    y: AnyArray | None = None,
+    activation: str | None = None,
+    needs: Sequence[str] = ("x", "w", "b"),
+) -> LinearGrads:
+    """Gradients of :func:`linear`; with an activation, `y` is the forward's result."""
+    d, x, w = as_float64(grad_out), as_float64(x), as_float64(w)
+    if activation is not None:
+        assert y is not None
+        y = as_float64(y)
+        slope = {"relu": np.where(y <= 0, 0.0, 1.0), "tanh": 1 - y**2, "sigmoid": y * (1 - y)}
+        d = d * slope[activation]
+    rows, inputs = d.reshape(-1, w.shape[0]), x.reshape(-1, w.shape[1])
+    return LinearGrads(
+        x=d @ w if "x" in needs else None,
+        w=rows.T @ inputs if "w" in needs else None,
+        b=rows.sum(axis=0) if "b" in needs else None,
+    )
+
+
+def embedding(ids: AnyArray, w: AnyArray) -> Array:
+    """Rows of w [N, D] at ids [...]: [..., D]."""
+    rows: Array = as_float64(w)[np.asarray(ids)]
+    return rows
+
+
+def embedding_backward(grad_out: AnyArray, ids: AnyArray, num_embeddings: int) -> Array:
+    """The gradient of w [N, D]: rows of grad_out added up where their id points."""
+    d, rows = as_float64(grad_out), np.asarray(ids).reshape(-1)
+    grad_w = np.zeros((num_embeddings, d.shape[-1]))
+    np.add.at(grad_w, rows, d.reshape(-1, d.shape[-1]))
+    return grad_w
+
+
+def softmax_cross_entropy(
+    logits: AnyArray,
+    targets: AnyArray,
+    *,
+    weights: AnyArray | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+) -> tuple[Any, Array]:
+    """-log softmax(logits)[target] in nats: logits [..., C], targets and weights [...].
+
+    "mean" divides by the sum of the weights of the rows that are not ignored. Returns the loss
+    and the gradient of the logits ("none": a loss for each row, and each row's own gradient).
+    """
+    z, rows = as_float64(logits), np.asarray(targets)
+    counts = rows != ignore_index
+    weight = np.where(counts, 1.0 if weights is None else as_float64(weights), 0.0)
+    shifted = z - z.max(axis=-1, keepdims=True)
+    log_p = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    picked = np.where(counts, rows, 0)[..., None]
+    loss = weight * -np.take_along_axis(log_p, picked, axis=-1)[..., 0]
+    one_hot = np.arange(z.shape[-1]) == picked
+    grad = weight[..., None] * (np.exp(log_p) - one_hot)
+    return _reduced(loss, grad, weight.sum(), reduction)
+
+
+def mse_loss(
+    prediction: AnyArray,
+    target: AnyArray,
+    *,
+    weights: AnyArray | None = None,
+    reduction: str = "mean",
+) -> tuple[Any, Array]:
+    """Squared error, [..., D] both; weights [...] count rows. "mean" divides by Σ weights · D."""
+    p, t = as_float64(prediction), as_float64(target)
+    weight = (np.ones(p.shape[:-1]) if weights is None else as_float64(weights))[..., None]
+    loss, grad = weight * (p - t) ** 2, 2 * weight * (p - t)
+    return _reduced(loss, grad, weight.sum() * p.shape[-1], reduction)
+
+
+def _reduced(loss: Array, grad: Array, count: float, reduction: str) -> tuple[Any, Array]:
+    if reduction == "none":
+        return loss, grad
+    divisor = {"sum": 1.0, "mean": count}[reduction]
+    return float(loss.sum() / divisor), grad / divisor
+
+
+# ---------------------------------------------------------------------------------------------
+# Optimizers: PyTorch's formulas. Clipping first by value, then by the norm over all arrays.
+
+
+class StepResult(NamedTuple):
+    """The gradient's norm before clipping by norm, and whether anything was updated."""
+
+    norm: float
+    applied: bool
+
+
+def _clipped(
+    grads: Sequence[Array], max_norm: float | None, clip_value: float | None, non_finite: str
+) -> tuple[list[Array], StepResult]:
+    finite = all(np.isfinite(g).all() for g in grads)
+    if not finite and non_finite == "raise":
+        raise FloatingPointError("a gradient is not finite")
+    if clip_value is not None:
+        grads = [np.clip(g, -clip_value, clip_value) for g in grads]
+    norm = float(np.sqrt(sum(float((g**2).sum()) for g in grads)))
+    factor = 1.0 if max_norm is None else min(1.0, max_norm / (norm + 1e-6))
+    return [factor * g for g in grads], StepResult(norm, finite)
+
+
+def sgd_step(
+    params: Sequence[Array],
+    grads: Sequence[Array],
+    momentum: Sequence[Array] | None,
+    *,
+    lr: float,
+    mu: float = 0.0,
+    nesterov: bool = False,
+    weight_decay: float = 0.0,
+    max_norm: float | None = None,
+    clip_value: float | None = None,
+    non_finite: str = "raise",
+) -> StepResult:
+    """m ← mu·m + g; p ← p - lr·m (Nesterov: p - lr·(g + mu·m)), g with weight_decay·p added."""
+    clipped, result = _clipped(grads, max_norm, clip_value, non_finite)
+    for p, g, m in _together(result, params, clipped, momentum):
+        g = g + weight_decay * p
+        if m is not None and mu:
+            m[...] = mu * m + g
+            g = g + mu * m if nesterov else m
+        p -= lr * g
+    return result
+
+
+def rmsprop_step(
+    params: Sequence[Array],
+    grads: Sequence[Array],
+    square_avg: Sequence[Array],
+    momentum: Sequence[Array] | None,
+    *,
+    lr: float,
+    alpha: float = 0.99,
+    eps: float = 1e-8,
+    mu: float = 0.0,
+    weight_decay: float = 0.0,
+    max_norm: float | None = None,
+    clip_value: float | None = None,
+    non_finite: str = "raise",
+) -> StepResult:
+    """v ← alpha·v + (1 - alpha)·g²; p ← p - lr·g / (√v + eps) (Hinton 2012), or with momentum."""
+    clipped, result = _clipped(grads, max_norm, clip_value, non_finite)
+    for p, g, v, m in _together(result, params, clipped, square_avg, momentum):
+        g = g + weight_decay * p
+        v[...] = alpha * v + (1 - alpha) * g**2
+        g = g / (np.sqrt(v) + eps)
+        if m is not None and mu:
+            m[...] = mu * m + g
+            g = m
+        p -= lr * g
+    return result
+
+
+def adam_step(
+    params: Sequence[Array],
+    grads: Sequence[Array],
+    exp_avg: Sequence[Array],
+    exp_avg_sq: Sequence[Array],
+    *,
+    step: int,
+    lr: float,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    decoupled: bool = False,
+    max_norm: float | None = None,
+    clip_value: float | None = None,
+    non_finite: str = "raise",
+) -> StepResult:
+    """Adam (Kingma & Ba 2015), step counted from 1; decoupled: AdamW (Loshchilov & Hutter 2019)."""
+    clipped, result = _clipped(grads, max_norm, clip_value, non_finite)
+    for p, g, m, v in _together(result, params, clipped, exp_avg, exp_avg_sq):
+        if decoupled:
+            p *= 1 - lr * weight_decay
+        else:
+            g = g + weight_decay * p
+        m[...] = beta1 * m + (1 - beta1) * g
+        v[...] = beta2 * v + (1 - beta2) * g**2
+        denominator = np.sqrt(v) / np.sqrt(1 - beta2**step) + eps
+        p -= lr / (1 - beta1**step) * m / denominator
+    return result
+
+
+def _together(result: StepResult, *lists: Sequence[Array] | None) -> Iterator[tuple[Any, ...]]:
+    """Walk the lists side by side, None standing for a list of None; nothing if not applied."""
+    if not result.applied:
+        return iter(())
+    count = next(len(arrays) for arrays in lists if arrays is not None)
+    return zip(*([None] * count if a is None else a for a in lists), strict=True)

@@ -1,0 +1,243 @@
+"""The trainer: truncated backpropagation through time over a stream of windows.
+
+BPTT(h = k2; h' = k1) of Williams and Peng (1990): every k1 steps one update, whose losses are the
+newest k1 steps and whose backward pass runs through the newest k2 steps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from tbptt_fast.nn import Module
+    from tbptt_fast.optim import Optimizer, Schedule
+
+Array = NDArray[Any]
+Flags = NDArray[np.bool_]
+
+
+class Loss(Protocol):
+    """Called with y [k, B, ...] and target [k, B, ...].
+
+    Returns the loss summed over the items, its gradient for y, and how many items counted.
+    """
+
+    def __call__(self, y: Array, target: Array, /) -> tuple[float, Array, float]: ...
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one update did; `norm` is the gradient's norm before it was clipped."""
+
+    loss_per_item: float
+    count: float
+    norm: float
+    applied: bool
+
+
+class TBPTT:
+    """Trains `model` on windows that follow one another, one update per window.
+
+    The state is carried from window to window, and no gradient crosses its border: with k1 = k2
+    this is the usual chunked training. With k1 < k2 the trainer keeps the inputs of the last
+    k2 - k1 steps and the state that entered them; each update replays them with the current
+    weights in front of the new steps. Only the new steps have losses, so no gradient is counted
+    twice, and each loss reaches at least k2 - k1 + 1 and at most k2 steps.
+
+    The gradient is divided by k1 · batch whatever the length of the window, so that a short last
+    window does not weigh more per item than the others; with `keep_last=False` it is left out.
+
+    Raises ValueError for k2 < k1, which would drop losses.
+
+    >>> import numpy as np
+    >>> from tbptt_fast import nn, optim
+    >>> model = nn.Sequential(nn.GRU(1, 8, seed=1), nn.Linear(8, 1, seed=2))
+    >>> def loss(y, target):
+    ...     return float(((y - target) ** 2).sum()), 2 * (y - target), y.size
+    >>> trainer = TBPTT(model, loss, optim.Adam(model.parameters(), lr=0.01), k1=10, k2=20)
+    >>> wave = np.sin(np.arange(401, dtype=np.float32) / 5)[:, None, None]
+    >>> first = trainer.run([(wave[:-1], wave[1:])])
+    >>> for _ in range(10):
+    ...     trainer.reset()
+    ...     last = trainer.run([(wave[:-1], wave[1:])])
+    >>> last < first / 10
+    True
+    """
+
+    def __init__(
+        self,
+        model: Module,
+        loss: Loss,
+        optimizer: Optimizer,
+        *,
+        k1: int,
+        k2: int | None = None,
+        schedule: Schedule | None = None,
+        keep_last: bool = True,
+    ) -> None:
+        k2 = k1 if k2 is None else k2
+        if not 1 <= k1 <= k2:
+            raise ValueError(f"TBPTT: expected 1 <= k1 <= k2, got k1 = {k1}, k2 = {k2}")
+        self.model, self.loss, self.optimizer, self.schedule = model, loss, optimizer, schedule
+        self.k1, self.k2, self.keep_last = k1, k2, keep_last
+        self.updates = 0
+        self._buffer: Array | None = None
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget state and history: the next window begins a new stream."""
+        self._state: Any = None  # enters the history, or the next window where there is none
+        self._history: Array | None = None
+        self._history_init: Flags | None = None
+
+    def step(self, x: Array, y: Array, is_init: Flags | None = None) -> StepReport:
+        """One update on the next window of the stream.
+
+        Shapes: x [k, B, ...], y [k, B, ...], is_init [k, B]; 1 <= k <= k1.
+        A row's state is zero where `is_init` is set. Where the optimizer skipped a gradient that
+        is not finite (`applied` is False), the stream goes on from a zero state, since the old
+        one may hold what spoiled the gradient.
+        """
+        steps, batch = x.shape[:2]
+        if not 1 <= steps <= self.k1:
+            raise ValueError(f"TBPTT: expected a window of 1 to {self.k1} steps, got {steps}")
+        if is_init is not None and is_init[0].all():
+            self.reset()  # nothing before this window matters: nothing needs replaying
+            is_init = is_init if is_init[1:].any() else None
+        inputs, flags = self._after_history(x, is_init)
+
+        # The next window's history begins at `cut`: two pieces, to know the state between them.
+        cut = max(0, len(inputs) - (self.k2 - self.k1))
+        parts = slice(0, cut), slice(cut, len(inputs))
+        pieces = [part for part in parts if part.start < part.stop]
+        outputs, tapes, states = [], [], [self._state]
+        for part in pieces:
+            piece_init = None if flags is None else flags[part]
+            out, state, tape = self.model.forward(inputs[part], states[-1], is_init=piece_init)
+            outputs.append(out)
+            tapes.append(tape)
+            states.append(state)
+        out = outputs[0] if len(outputs) == 1 else np.concatenate(outputs)
+        summed, grad, count = self.loss(out[len(inputs) - steps :], y)
+        grad = self._whole_gradient(grad, len(inputs), 1.0 / (self.k1 * batch))
+
+        total: dict[str, Array] | None = None
+        grad_state = None
+        for part, tape in zip(reversed(pieces), reversed(tapes), strict=True):
+            found = self.model.backward(tape, grad[part], grad_state=grad_state, needs_x=False)
+            grad_state = found.state
+            if total is None:
+                total = found.params
+            else:
+                for name, value in found.params.items():
+                    total[name] += value
+        assert total is not None
+        result = self.optimizer.step(total)
+
+        # Only now: an update that raised has left the trainer as it was.
+        if self.schedule is not None:
+            self.schedule.step()
+        self.updates += 1
+        if result.applied:
+            self._state = states[1] if cut else states[0]
+            self._keep(inputs[cut:], None if flags is None else flags[cut:])
+        else:
+            self.reset()
+        return StepReport(summed / count if count else 0.0, count, result.norm, result.applied)
+
+    def run(self, windows: Iterable[tuple[Any, ...]]) -> float:
+        """Train on every (x, y) or (x, y, is_init), in order; returns the mean loss per item.
+
+        Pieces longer than k1 steps are cut into windows here.
+        """
+        summed = items = 0.0
+        for window in windows:
+            for x, y, is_init in _cut(self.k1, *window):
+                if len(x) < self.k1 and not self.keep_last:
+                    self.reset()  # the steps left out are a gap: the state belongs before it
+                    continue
+                report = self.step(x, y, is_init)
+                summed += report.loss_per_item * report.count
+                items += report.count
+        return summed / items if items else math.nan
+
+    def evaluate(self, windows: Iterable[tuple[Any, ...]]) -> float:
+        """Mean loss per item, without updates, dropout or any effect on the training state.
+
+        The state is carried from window to window, beginning at zero.
+        """
+        summed = items = 0.0
+        state: Any = None
+        for x, y, *rest in windows:
+            out, state = self.model(x, state, is_init=rest[0] if rest else None)
+            loss, _, count = self.loss(out, y)
+            summed += loss
+            items += count
+        return summed / items if items else math.nan
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs besides weights, optimizer and schedule."""
+        return {
+            "k1": self.k1,
+            "k2": self.k2,
+            "updates": self.updates,
+            "state": self._state,
+            "history": self._history,
+            "history_init": self._history_init,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up a saved stream; ValueError if it was cut with another k1 or k2."""
+        if (state["k1"], state["k2"]) != (self.k1, self.k2):
+            raise ValueError(
+                f"TBPTT: expected k1 = {self.k1}, k2 = {self.k2}, "
+                f"got k1 = {state['k1']}, k2 = {state['k2']}"
+            )
+        updates, entering = int(state["updates"]), state["state"]
+        self._history, self._history_init = state["history"], state["history_init"]
+        self.updates, self._state = updates, entering
+
+    def _after_history(self, x: Array, is_init: Flags | None) -> tuple[Array, Flags | None]:
+        """The new steps behind the steps to replay."""
+        history, flags = self._history, self._history_init
+        if history is None:
+            return x, is_init
+        inputs = np.concatenate([history, x])
+        if flags is None and is_init is None:
+            return inputs, None
+        flags = np.zeros(history.shape[:2], np.bool_) if flags is None else flags
+        is_init = np.zeros(x.shape[:2], np.bool_) if is_init is None else is_init
+        return inputs, np.concatenate([flags, is_init])
+
+    def _keep(self, history: Array, flags: Flags | None) -> None:
+        """Own copies: the caller may reuse the arrays of a window."""
+        self._history = history.copy() if len(history) else None
+        self._history_init = flags.copy() if flags is not None and flags.any() else None
+
+    def _whole_gradient(self, grad: Array, steps: int, scale: float) -> Array:
+        """`scale` · grad for the new steps, zeros for the replayed ones before them.
+
+        In a buffer that is kept: touching fresh pages for it costs more than filling it.
+        """
+        shape = (steps, *grad.shape[1:])
+        if self._buffer is None or self._buffer.shape != shape or self._buffer.dtype != grad.dtype:
+            self._buffer = np.empty(shape, grad.dtype)
+        new = steps - len(grad)
+        self._buffer[:new] = 0
+        np.multiply(grad, scale, out=self._buffer[new:])
+        return self._buffer
+
+
+def _cut(
+    k1: int, x: Array, y: Array, is_init: Flags | None = None
+) -> Iterator[tuple[Array, Array, Flags | None]]:
+    """Windows of k1 steps and, last, what is left."""
+    for begin in range(0, len(x), k1):
+        part = slice(begin, begin + k1)
+        yield x[part], y[part], None if is_init is None else is_init[part]

@@ -1,0 +1,1 @@
+"""Tests; a package so that `bench` can import the cases from `tests.cases`."""

@@ -43,37 +43,21 @@ TBPTT_INLINE Packed<T> layout_panels(int64_t depth, int64_t columns, int vectors
     return {nullptr, depth, ceil_div(columns, static_cast<int64_t>(vectors) * lanes<T>), vectors};
 }
 
-// A block of a panel that leaves room in the first-level cache for the rows, and the rows that share it.
-constexpr int64_t panel_block_bytes = 24 << 10;
-constexpr int64_t block_rows = 96;
-
-// finish(panel, first_row, rows, c) gets each tile of rows·B, c [rows][width], while it is in cache. Rows are cut into
-// tiles of nearly equal height; panels are the outer loop and may be taken `backwards`. With several tiles a panel is
-// cut along its depth too, so that all of them find the piece in the first-level cache: the order of the sum stays.
+// finish(panel, first_row, rows, c) gets each tile of rows·B, c [rows][width], while it is in the first-level cache.
+// Rows are cut into tiles of nearly equal height; panels are the outer loop, so that a panel stays in cache, and may be
+// taken `backwards`.
 template <class T, class Finish>
 TBPTT_INLINE void product(const T* const* rows, int64_t count, const Packed<T>& b, Range panels, Finish&& finish,
                           bool backwards = false) {
-    alignas(64) T c[block_rows * max_vectors * lanes<T>];
-    const int64_t width = b.width();
-    const int most = max_tile_rows(b.vectors);
+    alignas(64) T c[largest_tile_rows * max_vectors * lanes<T>];
+    const int64_t tiles = ceil_div(count, max_tile_rows(b.vectors));
     for (int64_t n = panels.begin; n < panels.end; ++n) {
         const int64_t p = backwards ? panels.begin + panels.end - 1 - n : n;
-        for (int64_t begin = 0; begin < count; begin += block_rows) {
-            const int64_t height = smaller(block_rows, count - begin), tiles = ceil_div(height, most);
-            const int64_t pieces = tiles < 3 ? 1 : ceil_div(width * b.depth * static_cast<int64_t>(sizeof(T)), panel_block_bytes);
-            for (int64_t piece = 0; piece < pieces; ++piece) {
-                const Range depth = split(b.depth, piece, pieces);
-                for (int64_t i = 0; i < tiles; ++i) {
-                    const Range tile = split(height, i, tiles);
-                    const int tile_rows = static_cast<int>(tile.end - tile.begin);
-                    T* sum = pieces > 1 ? c + tile.begin * width : c;
-                    const Tile<T> multiply = piece == 0 ? find_tile<T, false>(tile_rows, b.vectors)
-                                                        : find_tile<T, true>(tile_rows, b.vectors);
-                    multiply(depth.begin, depth.end - depth.begin, rows + begin + tile.begin,
-                             b.panel(p) + depth.begin * width, sum);
-                    if (piece == pieces - 1) finish(p, begin + tile.begin, tile_rows, static_cast<const T*>(sum));
-                }
-            }
+        for (int64_t i = 0; i < tiles; ++i) {
+            const Range tile = split(count, i, tiles);
+            const int height = static_cast<int>(tile.end - tile.begin);
+            find_tile<T>(height, b.vectors)(b.depth, rows + tile.begin, b.panel(p), c);
+            finish(p, tile.begin, height, static_cast<const T*>(c));
         }
     }
 }

@@ -23,17 +23,17 @@ constexpr int max_tile_rows(int vectors) {
 
 constexpr int largest_tile_rows = 8;
 
-// c [rows][vectors][lanes], = or (Accumulate) += the sum over `depth` columns of the rows a from column `first` on.
-template <class T, int Rows, int Vectors, bool Accumulate>
-void tile(int64_t first, int64_t depth, const T* const* a, const T* __restrict b, T* __restrict c) {
+// out c [rows][vectors][lanes] = the product of the rows a [depth] and the panel b [depth][vectors][lanes].
+template <class T, int Rows, int Vectors>
+void tile(int64_t depth, const T* const* a, const T* __restrict b, T* __restrict c) {
     constexpr int L = lanes<T>;
     Vec<T> sum[Rows][Vectors];
     const T* row[Rows];
 #pragma GCC unroll 16
     for (int r = 0; r < Rows; ++r) {
-        row[r] = a[r] + first;
+        row[r] = a[r];
 #pragma GCC unroll 4
-        for (int v = 0; v < Vectors; ++v) sum[r][v] = Accumulate ? load(c + (r * Vectors + v) * L) : Vec<T>{};
+        for (int v = 0; v < Vectors; ++v) sum[r][v] = Vec<T>{};
     }
 #pragma GCC unroll 1
     for (int64_t k = 0; k < depth; ++k, b += Vectors * L) {
@@ -54,31 +54,31 @@ void tile(int64_t first, int64_t depth, const T* const* a, const T* __restrict b
 }
 
 template <class T>
-using Tile = void (*)(int64_t first, int64_t depth, const T* const* a, const T* b, T* c);
+using Tile = void (*)(int64_t depth, const T* const* a, const T* b, T* c);
 
-template <class T, int Vectors, bool Accumulate>
+template <class T, int Vectors>
 TBPTT_INLINE Tile<T> find_tile(int rows) {
     constexpr int most = max_tile_rows(Vectors);
     switch (rows < most ? rows : most) {
-        case 1: return tile<T, 1, Vectors, Accumulate>;
-        case 2: return tile<T, 2, Vectors, Accumulate>;
-        case 3: return tile<T, 3, Vectors, Accumulate>;
-        case 4: return tile<T, most < 4 ? most : 4, Vectors, Accumulate>;
-        case 5: return tile<T, most < 5 ? most : 5, Vectors, Accumulate>;
-        case 6: return tile<T, most < 6 ? most : 6, Vectors, Accumulate>;
-        case 7: return tile<T, most < 7 ? most : 7, Vectors, Accumulate>;
-        default: return tile<T, most, Vectors, Accumulate>;
+        case 1: return tile<T, 1, Vectors>;
+        case 2: return tile<T, 2, Vectors>;
+        case 3: return tile<T, 3, Vectors>;
+        case 4: return tile<T, most < 4 ? most : 4, Vectors>;
+        case 5: return tile<T, most < 5 ? most : 5, Vectors>;
+        case 6: return tile<T, most < 6 ? most : 6, Vectors>;
+        case 7: return tile<T, most < 7 ? most : 7, Vectors>;
+        default: return tile<T, most, Vectors>;
     }
 }
 
 // The tile for 1 … max_tile_rows(vectors) rows.
-template <class T, bool Accumulate = false>
+template <class T>
 TBPTT_INLINE Tile<T> find_tile(int rows, int vectors) {
     switch (vectors) {
-        case 1: return find_tile<T, 1, Accumulate>(rows);
-        case 2: return find_tile<T, 2, Accumulate>(rows);
-        case 3: return find_tile<T, 3, Accumulate>(rows);
-        default: return find_tile<T, 4, Accumulate>(rows);
+        case 1: return find_tile<T, 1>(rows);
+        case 2: return find_tile<T, 2>(rows);
+        case 3: return find_tile<T, 3>(rows);
+        default: return find_tile<T, 4>(rows);
     }
 }
 

@@ -2,8 +2,8 @@
 //
 // Maximum errors, measured against exact values over the whole range (tests/test_vector_math.py holds them to it):
 //   exp      1.5 ULP; subnormal results included
-//   sigmoid  2.5 ULP; flushed to zero below -87.3 / -708.3
-//   tanh     2.5 ULP
+//   sigmoid  3 ULP; flushed to zero below -87.3 / -708.3
+//   tanh     3 ULP
 // NaN travels; infinities give the limits.
 //
 // The functions are long chains of dependent operations, so they work on several vectors at once (Wide): one vector

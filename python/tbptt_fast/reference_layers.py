@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -76,7 +78,8 @@ def linear_backward(
         y = as_float64(y)
         slope = {"relu": np.where(y <= 0, 0.0, 1.0), "tanh": 1 - y**2, "sigmoid": y * (1 - y)}
         d = d * slope[activation]
-    rows, inputs = d.reshape(-1, w.shape[0]), x.reshape(-1, w.shape[1])
+    count = math.prod(x.shape[:-1])  # -1 would be ambiguous where a layer has no inputs or outputs
+    rows, inputs = d.reshape(count, w.shape[0]), x.reshape(count, w.shape[1])
     return LinearGrads(
         x=d @ w if "x" in needs else None,
         w=rows.T @ inputs if "w" in needs else None,

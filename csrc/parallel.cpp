@@ -147,13 +147,13 @@ Pool& get_pool() {
     std::lock_guard<std::mutex> lock(pool_mutex);
     if (!pool.load()) {
 #if defined(__linux__) || defined(__APPLE__)
-        static const int registered = pthread_atfork(
-            [] { pool_mutex.lock(); }, [] { pool_mutex.unlock(); },
-            [] {  // the child has none of the workers: leave the old pool and start anew when needed
-                pool.store(nullptr);
-                inside = false;
-                pool_mutex.unlock();
-            });
+        static const int registered =
+            pthread_atfork([] { pool_mutex.lock(); }, [] { pool_mutex.unlock(); },
+                           [] {  // the child has none of the workers: leave the old pool and start anew when needed
+                               pool.store(nullptr);
+                               inside = false;
+                               pool_mutex.unlock();
+                           });
         (void)registered;
 #endif
         pool.store(new Pool, std::memory_order_release);

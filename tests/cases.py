@@ -239,7 +239,8 @@ def relu_margin(problem: Problem, out: Any, is_init: Any = None) -> float:
     entering = np.concatenate([first, out[:-1]])
     if is_init is not None:
         entering = np.where(is_init[..., None], 0.0, entering)
-    pre = np.float64(p.x) @ np.float64(p.w_ih).T + entering @ np.float64(p.w_hh).T
+    pre = p.x.astype(np.float64) @ p.w_ih.astype(np.float64).T
+    pre = pre + entering @ p.w_hh.astype(np.float64).T
     for b in (p.b_ih, p.b_hh):
         pre = pre + (0.0 if b is None else b)
     return float(np.abs(pre).min(initial=np.inf))

@@ -109,6 +109,8 @@ def start_and_signal(arguments: list[str], saved: Path, number: int, cwd: Path) 
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
+        # What a shell starts in the background ignores it, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     limit = time.monotonic() + 60
     while not saved.exists() and process.poll() is None and time.monotonic() < limit:

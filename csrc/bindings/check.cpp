@@ -88,7 +88,8 @@ void check_rank(const py::array& array, int64_t rank, const Argument& argument) 
 
 void check_shape(const py::array& array, std::initializer_list<int64_t> shape, const Argument& argument) {
     bool same = static_cast<std::size_t>(array.ndim()) == shape.size();
-    for (std::size_t i = 0; same && i < shape.size(); ++i) same = array.shape(static_cast<py::ssize_t>(i)) == shape.begin()[i];
+    for (std::size_t i = 0; same && i < shape.size(); ++i)
+        same = array.shape(static_cast<py::ssize_t>(i)) == shape.begin()[i];
     if (!same) argument.value_error("expected shape " + format_shape(shape) + ", got " + format_shape(array));
 }
 

@@ -51,8 +51,8 @@ RecurrentShape read_shape(Cell cell, const py::array& x, const py::array& w_hh, 
     check_rank(x, 3, x_argument);
     check_rank(w_hh, 2, w_argument);
     if (w_hh.shape(0) % gates(cell) != 0)
-        w_argument.value_error("expected " + std::to_string(gates(cell)) + " gates of equal size in the first dimension, got shape " +
-                               format_shape(w_hh));
+        w_argument.value_error("expected " + std::to_string(gates(cell)) +
+                               " gates of equal size in the first dimension, got shape " + format_shape(w_hh));
     const RecurrentShape shape{cell, x.shape(0), x.shape(1), x.shape(2), w_hh.shape(0) / gates(cell)};
     if (shape.hidden < 1) w_argument.value_error("expected at least one hidden unit, got shape " + format_shape(w_hh));
     constexpr int64_t most = (int64_t{1} << 31) - 2;
@@ -102,9 +102,20 @@ py::tuple forward(const RecurrentShape& shape, const py::array& x_array, const S
 
     py::object tape_object = py::none();
     if (training) {
-        Tape tape{shape,       dtype_of<T>,    x.holder,       h0.holder,      c0.holder, w_ih.holder,
-                  w_hh.holder, is_init.holder, b_ih.data != nullptr, b_hh.data != nullptr, {},        {},
-                  {},          0};
+        Tape tape{shape,
+                  dtype_of<T>,
+                  x.holder,
+                  h0.holder,
+                  c0.holder,
+                  w_ih.holder,
+                  w_hh.holder,
+                  is_init.holder,
+                  b_ih.data != nullptr,
+                  b_hh.data != nullptr,
+                  {},
+                  {},
+                  {},
+                  0};
         const int64_t values = steps * batch * hidden;
         p.tape.h = keep<T>(tape, tape.h, values);
         if (cell == Cell::lstm) p.tape.c = keep<T>(tape, tape.c, values);
@@ -148,7 +159,8 @@ int64_t read_window(py::handle value, const Argument& argument) {
     const long long result = PyLong_AsLongLongAndOverflow(number.ptr(), &overflow);
     constexpr long long most = 1LL << 40;  // longer than any sequence; sums of two stay exact
     if (overflow > 0 || result > most) return most;
-    if (overflow < 0 || result < 1) argument.value_error("expected at least 1 step, got " + std::string(py::str(number)));
+    if (overflow < 0 || result < 1)
+        argument.value_error("expected at least 1 step, got " + std::string(py::str(number)));
     return result;
 }
 
@@ -170,7 +182,8 @@ Truncation read_truncation(py::handle given, int64_t steps, const Argument& argu
 
 template <class T>
 const T* data_of(const py::object& holder) {
-    return holder && !holder.is_none() ? static_cast<const T*>(py::reinterpret_borrow<py::array>(holder).data()) : nullptr;
+    return holder && !holder.is_none() ? static_cast<const T*>(py::reinterpret_borrow<py::array>(holder).data())
+                                       : nullptr;
 }
 
 template <class T>
@@ -194,8 +207,15 @@ py::tuple backward(const Tape& tape, py::handle grad_out_given, const State& gra
     if (tape.has_b_hh) grad_b_hh.emplace(std::initializer_list<int64_t>{columns});
 
     RecurrentBackward<T> p{};
-    p.layer = {tape.shape,           data_of<T>(tape.x), data_of<T>(tape.h0), data_of<T>(tape.c0), data_of<T>(tape.w_ih),
-               data_of<T>(tape.w_hh), nullptr,           nullptr,             data_of<std::uint8_t>(tape.is_init)};
+    p.layer = {tape.shape,
+               data_of<T>(tape.x),
+               data_of<T>(tape.h0),
+               data_of<T>(tape.c0),
+               data_of<T>(tape.w_ih),
+               data_of<T>(tape.w_hh),
+               nullptr,
+               nullptr,
+               data_of<std::uint8_t>(tape.is_init)};
     p.tape = {static_cast<T*>(tape.h.get()), static_cast<T*>(tape.c.get()), static_cast<T*>(tape.saved.get())};
     p.overlapping = truncation.k1 < truncation.k2 && truncation.k1 < steps;
     p.grad_out = grad_out.data;
@@ -246,9 +266,8 @@ py::tuple recurrent_backward(Cell cell, py::handle tape_given, py::handle grad_o
     if (grad_out.is_none() && state.h.is_none() && state.c.is_none())
         Argument{op, "grad_out"}.value_error("expected an array, or None together with grad_hx");
     const Truncation windows = read_truncation(truncation, tape.shape.steps, {op, "truncation"});
-    return with_dtype(tape.dtype, [&](auto zero) {
-        return backward<decltype(zero)>(tape, grad_out, state, windows, carry_scale);
-    });
+    return with_dtype(tape.dtype,
+                      [&](auto zero) { return backward<decltype(zero)>(tape, grad_out, state, windows, carry_scale); });
 }
 
 std::string describe(const Tape& tape) {

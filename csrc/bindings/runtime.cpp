@@ -12,7 +12,8 @@ namespace tbptt::python {
 namespace {
 
 void set_isa(py::handle given) {
-    if (!py::isinstance<py::str>(given)) Argument{"set_isa", "name"}.type_error("expected a string, got " + type_name(given));
+    if (!py::isinstance<py::str>(given))
+        Argument{"set_isa", "name"}.type_error("expected a string, got " + type_name(given));
     const std::string name = py::str(given);
     if (set_active_isa(name.c_str())) return;
     const KernelTable* tables[max_isas];
@@ -82,7 +83,8 @@ void read_environment() {
 
 template <double (*KernelTable::*measure)(int, double)>
 double measured(int threads, double seconds) {
-    if (threads < 1 || threads > max_threads) throw py::value_error("threads: expected 1 to " + std::to_string(max_threads));
+    if (threads < 1 || threads > max_threads)
+        throw py::value_error("threads: expected 1 to " + std::to_string(max_threads));
     const py::gil_scoped_release unlocked;
     return (active_kernels().*measure)(threads, seconds);
 }

@@ -44,10 +44,11 @@ void linear_forward(const LinearForward<T>& p) {
                      for (int64_t i = panels.begin; i < panels.end; ++i) pack_gates(w, i, p.w, 1, p.outputs);
                      wait_for_all(worker);
                      product_of_matrix(worker, p.x, p.rows, p.inputs, w, [&](int64_t row, int64_t column, const T* c) {
-                         write_columns(p.y + row * p.outputs, p.outputs, column, w.width(), c, [&](Vec<T> sum, int64_t j) {
-                             if (p.b) sum += load_partial(p.b + j, p.outputs - j);
-                             return activate(p.activation, Wide<T, 1>{{sum}}).part[0];
-                         });
+                         write_columns(p.y + row * p.outputs, p.outputs, column, w.width(), c,
+                                       [&](Vec<T> sum, int64_t j) {
+                                           if (p.b) sum += load_partial(p.b + j, p.outputs - j);
+                                           return activate(p.activation, Wide<T, 1>{{sum}}).part[0];
+                                       });
                      });
                  });
 }
@@ -79,10 +80,11 @@ void linear_backward(const LinearBackward<T>& p) {
                      prepare(worker);
                      wait_for_all(worker);
                      if (p.grad_x)
-                         product_of_matrix(worker, grad, p.rows, p.outputs, w, [&](int64_t row, int64_t column, const T* c) {
-                             write_columns(p.grad_x + row * p.inputs, p.inputs, column, w.width(), c,
-                                           [](Vec<T> sum, int64_t) { return sum; });
-                         });
+                         product_of_matrix(worker, grad, p.rows, p.outputs, w,
+                                           [&](int64_t row, int64_t column, const T* c) {
+                                               write_columns(p.grad_x + row * p.inputs, p.inputs, column, w.width(), c,
+                                                             [](Vec<T> sum, int64_t) { return sum; });
+                                           });
                      if (p.grad_w || p.grad_b) gradient.run(worker);
                  });
 }

@@ -36,15 +36,16 @@ TBPTT_INLINE Plan make_plan(int threads, double rows, double depth, double colum
 }
 
 // The segments of one worker: all of them, or every `count`-th, which keeps lengths and so the work even.
-TBPTT_INLINE int64_t take_segments(const Segment* all, int64_t count, Sharing sharing, const Worker& worker, Segment* mine) {
+TBPTT_INLINE int64_t take_segments(const Segment* all, int64_t count, Sharing sharing, const Worker& worker,
+                                   Segment* mine) {
     const int64_t stride = sharing == Sharing::rows ? worker.count : 1;
     int64_t taken = 0;
     for (int64_t i = sharing == Sharing::rows ? worker.index : 0; i < count; i += stride) mine[taken++] = all[i];
     return taken;
 }
 
-// Vectors of units that go through a cell's maths at once: its chains are long, the registers few.
-constexpr int units_together = TBPTT_REGISTERS == 32 ? 3 : 2;
+// Vectors of units that go through a cell's maths at once: its chains are long, but with three the registers spill.
+constexpr int units_together = 2;
 
 // Rows walked together: enough to reuse the weights, few enough that their state stays in the second-level cache.
 constexpr int64_t rows_together = 192;

@@ -89,9 +89,9 @@ class BackwardPass {
             return 1;
         }
         const int64_t others = (cell.gates - 1) * h;
-        blocks_[0] = {0, h, {others, -1}};             // the candidate's input part
-        blocks_[1] = {h, others, {0, 0}};              // the other gates
-        blocks_[2] = {h + others, h, {-1, others}};    // the candidate's recurrent part
+        blocks_[0] = {0, h, {others, -1}};           // the candidate's input part
+        blocks_[1] = {h, others, {0, 0}};            // the other gates
+        blocks_[2] = {h + others, h, {-1, others}};  // the candidate's recurrent part
         return 3;
     }
 
@@ -170,7 +170,8 @@ class BackwardPass {
     }
 
     void carry_back(const Walk& w, int64_t lag, int64_t live) {
-        for (int64_t i = 0; i < live; ++i) w.pointers[i] = gradients_of(w, i, lag - 1) + cell.recurrent_first() * hidden_;
+        for (int64_t i = 0; i < live; ++i)
+            w.pointers[i] = gradients_of(w, i, lag - 1) + cell.recurrent_first() * hidden_;
         product<T>(
             w.pointers, live, recurrent_, w.panels,
             [&](int64_t p, int64_t first, int height, const T* c) {
@@ -261,9 +262,8 @@ class BackwardPass {
         V saved[cell.saved + 1], gates[cell.gate_gradients], carry_out{}, h{}, c{}, h_old{}, c_old{};
 #pragma GCC unroll 4
         for (int s = 0; s < cell.saved; ++s)
-            saved[s] = each<T, N>([&](int n) {
-                return read(tape.saved + (at[n].place * cell.saved + s) * hidden_ + at[n].unit, n);
-            });
+            saved[s] = each<T, N>(
+                [&](int n) { return read(tape.saved + (at[n].place * cell.saved + s) * hidden_ + at[n].unit, n); });
         if (cell.saved == 0) h = each<T, N>([&](int n) { return read(tape.h + index(n), n); });
         if (cell.has_c) c = each<T, N>([&](int n) { return read(tape.c + index(n), n); });
         if (cell.candidate_apart) h_old = each<T, N>([&](int n) { return read_state(h_rows_[at[n].place], n); });
@@ -305,7 +305,8 @@ class BackwardPass {
         const int64_t inputs = shape_.inputs;
         for (int64_t first = blocks.begin * dx_rows; first < smaller(blocks.end * dx_rows, rows_); first += dx_rows) {
             const int64_t count = smaller(dx_rows, rows_ - first);
-            for (int64_t i = 0; i < count; ++i) pointers[i] = dgates_ + (first + i) * ld_ + cell.input_first() * hidden_;
+            for (int64_t i = 0; i < count; ++i)
+                pointers[i] = dgates_ + (first + i) * ld_ + cell.input_first() * hidden_;
             product<T>(pointers, count, input_, Range{0, input_.panels},
                        [&](int64_t p, int64_t row, int height, const T* c) {
                            const int64_t column = p * input_.width();

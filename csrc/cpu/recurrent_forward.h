@@ -189,7 +189,7 @@ class ForwardPass {
             [&](int64_t p, int64_t first, int height, const T* c) {
                 const T* input = w.scratch + (p * rows + row + first) * input_.width();
                 const Tile tile{p, first, height, step, input, c};
-                (p + 1) * unit_vectors_ * L <= shape_.hidden ? apply_cell<true>(w, tile) : apply_cell<false>(w, tile);
+                (p + 1) * unit_vectors_* L <= shape_.hidden ? apply_cell<true>(w, tile) : apply_cell<false>(w, tile);
             },
             backwards);
     }
@@ -204,10 +204,10 @@ class ForwardPass {
 
     // Where one vector of units of one row is found.
     struct Place {
-        int64_t tile;   // in the tile
+        int64_t tile;         // in the tile
         int64_t unit, count;  // in a row of H
-        int64_t state;  // in [T, B, H]
-        int64_t saved;  // in [T, B, S, H]
+        int64_t state;        // in [T, B, H]
+        int64_t saved;        // in [T, B, S, H]
         const T *h_before, *c_before;
         T* c;
         T* c_n;  // null before the last step
@@ -255,7 +255,8 @@ class ForwardPass {
             rec[g] = each<T, N>([&](int n) { return load(tile.recurrent + at[n].tile + g * stride); });
         }
         if (cell.candidate_apart)
-            rec[cell.gates - 1] = rec[cell.gates - 1] + each<T, N>([&](int n) { return load(candidate_bias_ + at[n].unit); });
+            rec[cell.gates - 1] =
+                rec[cell.gates - 1] + each<T, N>([&](int n) { return load(candidate_bias_ + at[n].unit); });
         V h_before{}, c_before{};
         if (cell.candidate_apart)
             h_before = each<T, N>([&](int n) { return load_lanes<Full>(at[n].h_before, at[n].count); });

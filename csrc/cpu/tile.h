@@ -23,6 +23,9 @@ constexpr int max_tile_rows(int vectors) {
 
 constexpr int largest_tile_rows = 8;
 
+// Rows of a panel fetched ahead: panels stream from the second-level cache faster than the hardware's guesses.
+constexpr int panel_ahead = 8;
+
 // out c [rows][vectors][lanes] = the product of the rows a [depth] and the panel b [depth][vectors][lanes].
 template <class T, int Rows, int Vectors>
 void tile(int64_t depth, const T* const* a, const T* __restrict b, T* __restrict c) {
@@ -40,6 +43,7 @@ void tile(int64_t depth, const T* const* a, const T* __restrict b, T* __restrict
         Vec<T> column[Vectors];
 #pragma GCC unroll 4
         for (int v = 0; v < Vectors; ++v) column[v] = load(b + v * L);
+        prefetch<Vectors>(b + panel_ahead * Vectors * L);
 #pragma GCC unroll 16
         for (int r = 0; r < Rows; ++r) {
             const Vec<T> factor = broadcast(row[r][k]);
@@ -63,10 +67,10 @@ TBPTT_INLINE Tile<T> find_tile(int rows) {
         case 1: return tile<T, 1, Vectors>;
         case 2: return tile<T, 2, Vectors>;
         case 3: return tile<T, 3, Vectors>;
-        case 4: return tile<T, most < 4 ? most : 4, Vectors>;
-        case 5: return tile<T, most < 5 ? most : 5, Vectors>;
-        case 6: return tile<T, most < 6 ? most : 6, Vectors>;
-        case 7: return tile<T, most < 7 ? most : 7, Vectors>;
+        case 4: return tile < T, most < 4 ? most : 4, Vectors > ;
+        case 5: return tile < T, most < 5 ? most : 5, Vectors > ;
+        case 6: return tile < T, most < 6 ? most : 6, Vectors > ;
+        case 7: return tile < T, most < 7 ? most : 7, Vectors > ;
         default: return tile<T, most, Vectors>;
     }
 }

@@ -97,6 +97,14 @@ TBPTT_INLINE void store_lanes(T* to, Vec<T> value, int64_t count) {
     Full ? store(to, value) : store_partial(to, value, count);
 }
 
+// Asks for the cache lines in which `Vectors` vectors at `from` begin.
+template <int Vectors, class T>
+TBPTT_INLINE void prefetch(const T* from) {
+#pragma GCC unroll 4
+    for (int bytes = 0; bytes < Vectors * TBPTT_VECTOR_BYTES; bytes += 64)
+        __builtin_prefetch(reinterpret_cast<const char*>(from) + bytes);
+}
+
 template <class T>
 TBPTT_INLINE int64_t smaller(T a, T b) {
     return a < b ? a : b;

@@ -25,7 +25,7 @@ struct MathConstants<float> {
     static constexpr float ln2_high = 0.693145751953125f;  // few bits, so that n·ln2_high is exact
     static constexpr float ln2_low = 1.42860682030941723212e-6f;
     static constexpr float smallest = -87.3365447505531f;  // exp of it is the smallest normal number
-    static constexpr float underflow = -104.0f;  // exp of it rounds to zero
+    static constexpr float underflow = -104.0f;            // exp of it rounds to zero
     static constexpr float largest = 88.7228391f;
     static constexpr float tanh_is_one = 10.0f;
     static constexpr int mantissa = 23, bias = 127, degree = 7, newton = 1;
@@ -48,20 +48,9 @@ struct MathConstants<double> {
     static constexpr double reciprocal[] = {-128.0 / 577, 768.0 / 577, -1696.0 / 577, 1632.0 / 577};
 };
 
-constexpr double inverse_factorial[] = {1.0,
-                                        1.0,
-                                        1.0 / 2,
-                                        1.0 / 6,
-                                        1.0 / 24,
-                                        1.0 / 120,
-                                        1.0 / 720,
-                                        1.0 / 5040,
-                                        1.0 / 40320,
-                                        1.0 / 362880,
-                                        1.0 / 3628800,
-                                        1.0 / 39916800,
-                                        1.0 / 479001600,
-                                        1.0 / 6227020800};
+constexpr double inverse_factorial[] = {
+    1.0,        1.0,         1.0 / 2,      1.0 / 6,       1.0 / 24,       1.0 / 120,       1.0 / 720,
+    1.0 / 5040, 1.0 / 40320, 1.0 / 362880, 1.0 / 3628800, 1.0 / 39916800, 1.0 / 479001600, 1.0 / 6227020800};
 
 // x = n·ln 2 + rest with |rest| <= ln(2)/2
 template <class W>
@@ -164,7 +153,9 @@ struct VecMath {
     static TBPTT_INLINE Value one() { return Value::all(1); }
     // NaN is not less than anything: it travels. relu'(0) = 0.
     static TBPTT_INLINE Value relu(Value x) { return where_less(x, Value::all(0), Value::all(0), x); }
-    static TBPTT_INLINE Value relu_gradient(Value h, Value dh) { return where_at_most(h, Value::all(0), Value::all(0), dh); }
+    static TBPTT_INLINE Value relu_gradient(Value h, Value dh) {
+        return where_at_most(h, Value::all(0), Value::all(0), dh);
+    }
 };
 
 }  // namespace TBPTT_ISA

@@ -30,6 +30,7 @@ void tile(int64_t depth, const T* __restrict a, const T* __restrict b, T* __rest
 #pragma GCC unroll 1
     for (int64_t k = 0; k < depth; ++k, a += height, b += vectors * L) {
         const Vec<T> first = load(b), second = load(b + L);
+        prefetch<vectors>(b + 2 * panel_ahead * vectors * L);
 #pragma GCC unroll 16
         for (int r = 0; r < height; ++r) {
             const Vec<T> factor = broadcast(a[r]);
@@ -130,7 +131,8 @@ class WeightGradient {
 
     PanelOfB panel_of_b(int64_t p) const {
         int operand = 0;
-        for (int64_t panels; p >= (panels = ceil_div(operands_[operand].columns, gradient::width<T>)); ++operand) p -= panels;
+        for (int64_t panels; p >= (panels = ceil_div(operands_[operand].columns, gradient::width<T>)); ++operand)
+            p -= panels;
         const int64_t column = p * gradient::width<T>;
         return {operand, column, smaller<int64_t>(gradient::width<T>, operands_[operand].columns - column)};
     }

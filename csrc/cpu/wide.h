@@ -28,18 +28,18 @@ TBPTT_INLINE Wide<T, N> each(Function function) {
     return result;
 }
 
-#define TBPTT_WIDE_OPERATOR(op)                                                      \
-    template <class T, int N>                                                        \
-    TBPTT_INLINE Wide<T, N> operator op(const Wide<T, N>& a, const Wide<T, N>& b) {  \
-        return each<T, N>([&](int i) { return a.part[i] op b.part[i]; });            \
-    }                                                                                \
-    template <class T, int N>                                                        \
-    TBPTT_INLINE Wide<T, N> operator op(const Wide<T, N>& a, T b) {                  \
-        return each<T, N>([&](int i) { return a.part[i] op b; });                    \
-    }                                                                                \
-    template <class T, int N>                                                        \
-    TBPTT_INLINE Wide<T, N> operator op(T a, const Wide<T, N>& b) {                  \
-        return each<T, N>([&](int i) { return a op b.part[i]; });                    \
+#define TBPTT_WIDE_OPERATOR(op)                                                     \
+    template <class T, int N>                                                       \
+    TBPTT_INLINE Wide<T, N> operator op(const Wide<T, N>& a, const Wide<T, N>& b) { \
+        return each<T, N>([&](int i) { return a.part[i] op b.part[i]; });           \
+    }                                                                               \
+    template <class T, int N>                                                       \
+    TBPTT_INLINE Wide<T, N> operator op(const Wide<T, N>& a, T b) {                 \
+        return each<T, N>([&](int i) { return a.part[i] op b; });                   \
+    }                                                                               \
+    template <class T, int N>                                                       \
+    TBPTT_INLINE Wide<T, N> operator op(T a, const Wide<T, N>& b) {                 \
+        return each<T, N>([&](int i) { return a op b.part[i]; });                   \
     }
 TBPTT_WIDE_OPERATOR(+)
 TBPTT_WIDE_OPERATOR(-)
@@ -53,7 +53,8 @@ TBPTT_INLINE Wide<T, N> operator-(const Wide<T, N>& a) {
 
 // a < b ? yes : no
 template <class T, int N>
-TBPTT_INLINE Wide<T, N> where_less(const Wide<T, N>& a, const Wide<T, N>& b, const Wide<T, N>& yes, const Wide<T, N>& no) {
+TBPTT_INLINE Wide<T, N> where_less(const Wide<T, N>& a, const Wide<T, N>& b, const Wide<T, N>& yes,
+                                   const Wide<T, N>& no) {
     return each<T, N>([&](int i) { return a.part[i] < b.part[i] ? yes.part[i] : no.part[i]; });
 }
 

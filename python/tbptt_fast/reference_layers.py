@@ -5,10 +5,9 @@ The optimizers update their arrays in place, as the native ones do; give them fl
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
-
-import math
 
 import numpy as np
 from numpy.typing import NDArray

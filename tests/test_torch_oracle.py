@@ -38,7 +38,7 @@ def module_of(problem: Problem) -> Any:
     with torch.no_grad():
         for name in ("w_ih", "w_hh", "b_ih", "b_hh"):
             parameter = getattr(module, name.replace("w", "weight").replace("b_", "bias_") + "_l0")
-            parameter.copy_(torch.from_numpy(np.float64(getattr(problem, name))))
+            parameter.copy_(torch.from_numpy(getattr(problem, name).astype(np.float64)))
     return module
 
 
@@ -51,13 +51,13 @@ class Sequence:
         self.x = self.leaf(problem.x)
         assert problem.hx is not None
         self.hx = tuple(self.leaf(s) for s in problem.hx)
-        self.grad_out = torch.from_numpy(np.float64(problem.grad_out))
-        self.grad_hx = [torch.from_numpy(np.float64(s)) for s in problem.grad_hx or ()]
+        self.grad_out = torch.from_numpy(problem.grad_out.astype(np.float64))
+        self.grad_hx = [torch.from_numpy(s.astype(np.float64)) for s in problem.grad_hx or ()]
         self.is_init = None if is_init is None else torch.from_numpy(is_init)
 
     @staticmethod
     def leaf(array: Any) -> Any:
-        return torch.from_numpy(np.float64(array)).requires_grad_()
+        return torch.from_numpy(array.astype(np.float64)).requires_grad_()
 
     def steps(self, first: int, stop: int, state: tuple[Any, ...]) -> tuple[Any, list[Any]]:
         """Outputs of the steps first … stop-1, and the states after each of them."""

@@ -30,7 +30,7 @@ TBPTT_INLINE Plan make_plan(int threads, double rows, double depth, double colum
     const double alone = larger(work * rows, stream(bytes));
     const int useful = rows < threads ? static_cast<int>(rows) : threads;
     const double by_rows = useful > 1 ? larger(work * __builtin_ceil(rows / useful), stream(bytes)) : 1e300;
-    const double by_units = larger(work * rows, stream(bytes) * 1.0) / threads + barrier;
+    const double by_units = larger(work * rows / threads, stream(bytes / threads)) + barrier;
     if (threads == 1 || (alone <= by_rows && alone <= by_units)) return {1, Sharing::rows};
     return by_rows <= by_units ? Plan{useful, Sharing::rows} : Plan{threads, Sharing::units};
 }

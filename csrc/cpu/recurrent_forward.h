@@ -189,7 +189,10 @@ class ForwardPass {
             [&](int64_t p, int64_t first, int height, const T* c) {
                 const T* input = w.scratch + (p * rows + row + first) * input_.width();
                 const Tile tile{p, first, height, step, input, c};
-                (p + 1) * unit_vectors_* L <= shape_.hidden ? apply_cell<true>(w, tile) : apply_cell<false>(w, tile);
+                if ((p + 1) * unit_vectors_ * L <= shape_.hidden)
+                    apply_cell<true>(w, tile);
+                else
+                    apply_cell<false>(w, tile);
             },
             backwards);
     }

@@ -67,10 +67,10 @@ TBPTT_INLINE Tile<T> find_tile(int rows) {
         case 1: return tile<T, 1, Vectors>;
         case 2: return tile<T, 2, Vectors>;
         case 3: return tile<T, 3, Vectors>;
-        case 4: return tile < T, most < 4 ? most : 4, Vectors > ;
-        case 5: return tile < T, most < 5 ? most : 5, Vectors > ;
-        case 6: return tile < T, most < 6 ? most : 6, Vectors > ;
-        case 7: return tile < T, most < 7 ? most : 7, Vectors > ;
+        case 4: return tile<T, (most < 4 ? most : 4), Vectors>;
+        case 5: return tile<T, (most < 5 ? most : 5), Vectors>;
+        case 6: return tile<T, (most < 6 ? most : 6), Vectors>;
+        case 7: return tile<T, (most < 7 ? most : 7), Vectors>;
         default: return tile<T, most, Vectors>;
     }
 }

@@ -39,8 +39,7 @@ struct RecurrentLayer {
 template <class T>
 struct RecurrentTape {
     T* h;      // [T, B, H]
-    T* c;      // [T, B, H]; LSTM only
-    T* saved;  // [T, B, S, H]; S values per unit (cells/*.h), none for the plain cell
+    T* saved;  // [T, B, H] times the values that a cell keeps per unit, in the order of `SavedLayout` (cpu/recurrent.h)
 };
 
 template <class T>

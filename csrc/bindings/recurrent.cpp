@@ -18,7 +18,7 @@ const char* family(Cell cell) {
 namespace {
 
 int64_t gates(Cell cell) { return cell == Cell::lstm ? 4 : cell == Cell::gru ? 3 : 1; }
-int64_t saved_values(Cell cell) { return cell == Cell::lstm || cell == Cell::gru ? 4 : 0; }
+int64_t saved_values(Cell cell) { return cell == Cell::lstm ? 5 : cell == Cell::gru ? 4 : 0; }
 
 const char* forward_name(Cell cell) {
     return cell == Cell::lstm ? "lstm_forward" : cell == Cell::gru ? "gru_forward" : "rnn_forward";
@@ -114,11 +114,9 @@ py::tuple forward(const RecurrentShape& shape, const py::array& x_array, const S
                   b_hh.data != nullptr,
                   {},
                   {},
-                  {},
                   0};
         const int64_t values = steps * batch * hidden;
         p.tape.h = keep<T>(tape, tape.h, values);
-        if (cell == Cell::lstm) p.tape.c = keep<T>(tape, tape.c, values);
         if (saved_values(cell)) p.tape.saved = keep<T>(tape, tape.saved, values * saved_values(cell));
         tape_object = py::cast(std::move(tape));
     }
@@ -216,7 +214,7 @@ py::tuple backward(const Tape& tape, py::handle grad_out_given, const State& gra
                nullptr,
                nullptr,
                data_of<std::uint8_t>(tape.is_init)};
-    p.tape = {static_cast<T*>(tape.h.get()), static_cast<T*>(tape.c.get()), static_cast<T*>(tape.saved.get())};
+    p.tape = {static_cast<T*>(tape.h.get()), static_cast<T*>(tape.saved.get())};
     p.overlapping = truncation.k1 < truncation.k2 && truncation.k1 < steps;
     p.grad_out = grad_out.data;
     p.grad_h_n = grad_h.data;

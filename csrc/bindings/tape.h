@@ -12,8 +12,8 @@ struct Tape {
     // Borrowed: the caller's own arrays (or contiguous copies), not to be changed before the backward pass.
     py::object x, h0, c0, w_ih, w_hh, is_init;
     bool has_b_ih, has_b_hh;
-    // Kept: [T, B, H], [T, B, H] and [T, B, S, H].
-    Block h, c, saved;
+    // Kept: see RecurrentTape.
+    Block h, saved;
     std::size_t nbytes;
 };
 

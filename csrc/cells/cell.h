@@ -19,13 +19,15 @@ namespace tbptt {
 
 struct CellShape {
     int gates;           // row blocks of W_ih and W_hh
-    int saved;           // values that the tape keeps per unit and step, beside h (and c)
+    int saved;           // values that the tape keeps per unit and step, beside h and c
     int gate_gradients;  // columns of dgates per unit
     bool has_c;          // a second state
     bool has_carry;      // the backward step passes something back beside the recurrent product
     bool
         candidate_apart;  // the last gate's recurrent part (with its bias) is used on its own, as in the GRU: dgates then
                           // are [candidate's input part, other gates…, candidate's recurrent part]
+
+    constexpr int kept() const { return saved + has_c; }  // with c behind them
 
     // dgates columns (in blocks of H) that meet W_ih and W_hh: `gates` blocks each. Those of W_ih begin with the
     // candidate where it is apart, which is a rotation of the weights' own order.

@@ -44,6 +44,25 @@ TBPTT_INLINE int64_t take_segments(const Segment* all, int64_t count, Sharing sh
     return taken;
 }
 
+// How the tape orders what a cell saved: [step][block of units][row][value][unit], a block being a cache line of units.
+// What a tile writes and reads is then one run of memory, which the hardware fetches ahead; lines scattered over rows and
+// values held up the stores behind them.
+template <class T>
+struct SavedLayout {
+    static constexpr int64_t block = 64 / sizeof(T);
+    int64_t batch, hidden;
+    int kept;
+
+    struct Place {
+        int64_t first, stride;  // where the first value lies, and how far apart the values are
+    };
+
+    Place find(int64_t step, int64_t row, int64_t unit) const {
+        const int64_t begin = unit - unit % block, width = smaller(block, hidden - begin);
+        return {((step * batch * hidden) + begin * batch + row * width) * kept + (unit - begin), width};
+    }
+};
+
 // Vectors of units that go through a cell's maths at once: its chains are long, but with three the registers spill.
 constexpr int units_together = 2;
 

@@ -17,6 +17,7 @@ class BackwardPass {
     using Cell = CellOf<VecMath<T, N>>;
     using V = Wide<T, N>;
     static constexpr CellShape cell = Cell::shape;
+    static constexpr int kept = cell.kept();
     static constexpr int L = lanes<T>;
 
    public:
@@ -26,6 +27,7 @@ class BackwardPass {
           rows_(shape_.steps * shape_.batch),
           hidden_(shape_.hidden),
           ld_(row_stride(cell.gate_gradients * hidden_)),
+          saved_{shape_.batch, hidden_, kept},
           threads_(threads_for(2.0 * static_cast<double>(rows_) * cell.gates * static_cast<double>(hidden_) *
                                static_cast<double>(2 * shape_.inputs + 2 * hidden_))),
           plan_(choose_plan(p)),
@@ -111,14 +113,12 @@ class BackwardPass {
         if (cell.has_c) fill<T>(p_.grad_c0 + initial.begin, initial.end - initial.begin, 0);
     }
 
-    // The state that entered step and row `place`; null for zeros. A reset selects: 0·NaN never enters.
-    const T* before(int64_t place, const T* initial, const T* history) const {
+    // The h that entered step and row `place`; null for zeros. A reset selects: 0·NaN never enters.
+    const T* h_before(int64_t place) const {
         if (p_.layer.is_init && p_.layer.is_init[place]) return nullptr;
-        if (place >= shape_.batch) return history + (place - shape_.batch) * hidden_;
-        return initial ? initial + place * hidden_ : nullptr;
+        if (place >= shape_.batch) return p_.tape.h + (place - shape_.batch) * hidden_;
+        return p_.layer.h0 ? p_.layer.h0 + place * hidden_ : nullptr;
     }
-    const T* h_before(int64_t place) const { return before(place, p_.layer.h0, p_.tape.h); }
-    const T* c_before(int64_t place) const { return before(place, p_.layer.c0, p_.tape.c); }
 
     struct Walk {
         const Segment* segments;
@@ -193,7 +193,8 @@ class BackwardPass {
     // Where one vector of units of one row is found.
     struct Place {
         const Segment* segment;
-        int64_t place;        // row of [T·B], negative in the initial state
+        int64_t step;         // -1 in the initial state
+        int64_t place;        // row of [T·B]
         int64_t unit, count;  // in a row of H
         T factor;             // of the carry
         T *carry, *gates;     // the row's own
@@ -203,14 +204,15 @@ class BackwardPass {
     Place find(const Walk& w, const Tile& tile, int64_t row, int64_t vector) const {
         const int64_t index = tile.first_row + row;
         const Segment& segment = w.segments[index];
-        const int64_t at = place(segment, tile.lag), unit = (tile.panel * recurrent_.vectors + vector) * L;
+        const int64_t at = place(segment, tile.lag), step = segment.origin - tile.lag, unit = (tile.panel * recurrent_.vectors + vector) * L;
         return {&segment,
+                step,
                 at,
                 unit,
                 hidden_ - unit,
                 tile.lag > 0 && p_.carry_scale ? p_.carry_scale[at + shape_.batch] : T(1),
                 w.carry + index * hidden_ + unit,
-                at >= 0 ? gradients_of(w, index, tile.lag) + unit : nullptr,
+                step >= 0 ? gradients_of(w, index, tile.lag) + unit : nullptr,
                 tile.product + row * tile.stride + vector * L};
     }
 
@@ -223,7 +225,7 @@ class BackwardPass {
             for (int v = 0; v < vectors; ++v) {
                 at[found] = find(w, tile, row, v);
                 if (at[found].count <= 0) continue;
-                if (at[found].place < 0) {
+                if (at[found].step < 0) {
                     into_initial_state(at[found]);
                     continue;
                 }
@@ -251,23 +253,40 @@ class BackwardPass {
     }
 
     template <bool Full>
+    TBPTT_INLINE Vec<T> h_before(const Place& at) const {
+        const T* row = h_rows_[at.place];
+        return row ? load_lanes<Full>(row + at.unit, at.count) : Vec<T>{};
+    }
+
+    template <bool Full>
+    TBPTT_INLINE Vec<T> c_before(const Place& at) const {
+        const int64_t row = at.segment->batch;
+        if (p_.layer.is_init && p_.layer.is_init[at.place]) return Vec<T>{};
+        if (at.step == 0)
+            return p_.layer.c0 ? load_lanes<Full>(p_.layer.c0 + row * hidden_ + at.unit, at.count) : Vec<T>{};
+        const auto saved = saved_.find(at.step - 1, row, at.unit);
+        return load_lanes<Full>(static_cast<const T*>(p_.tape.saved) + saved.first + cell.saved * saved.stride, at.count);
+    }
+
+    template <bool Full>
     TBPTT_INLINE void into_gates(int64_t lag, const Place (&at)[N], int different = N) {
         const RecurrentTape<T>& tape = p_.tape;
         const auto read = [&](const T* from, int n) { return load_lanes<Full>(from, at[n].count); };
-        const auto read_state = [&](const T* state, int n) { return state ? read(state + at[n].unit, n) : Vec<T>{}; };
-        const auto index = [&](int n) { return at[n].place * hidden_ + at[n].unit; };
+        typename SavedLayout<T>::Place tape_at[N];
+        if (kept > 0)
+            for (int n = 0; n < N; ++n) tape_at[n] = saved_.find(at[n].step, at[n].segment->batch, at[n].unit);
         V dh = each<T, N>([&](int n) { return load(at[n].product) * at[n].factor; }), carry = V::all(0);
         if (cell.has_carry && lag > 0) carry = each<T, N>([&](int n) { return read(at[n].carry, n) * at[n].factor; });
         add_losses<Full>(lag, at, dh, carry);
         V saved[cell.saved + 1], gates[cell.gate_gradients], carry_out{}, h{}, c{}, h_old{}, c_old{};
-#pragma GCC unroll 4
-        for (int s = 0; s < cell.saved; ++s)
+#pragma GCC unroll 5
+        for (int s = 0; s < kept; ++s)
             saved[s] = each<T, N>(
-                [&](int n) { return read(tape.saved + (at[n].place * cell.saved + s) * hidden_ + at[n].unit, n); });
-        if (cell.saved == 0) h = each<T, N>([&](int n) { return read(tape.h + index(n), n); });
-        if (cell.has_c) c = each<T, N>([&](int n) { return read(tape.c + index(n), n); });
-        if (cell.candidate_apart) h_old = each<T, N>([&](int n) { return read_state(h_rows_[at[n].place], n); });
-        if (cell.has_c) c_old = each<T, N>([&](int n) { return read_state(c_before(at[n].place), n); });
+                [&](int n) { return read(tape.saved + tape_at[n].first + s * tape_at[n].stride, n); });
+        if (cell.saved == 0) h = each<T, N>([&](int n) { return read(tape.h + at[n].place * hidden_ + at[n].unit, n); });
+        if (cell.has_c) c = saved[cell.saved];
+        if (cell.candidate_apart) h_old = each<T, N>([&](int n) { return h_before<Full>(at[n]); });
+        if (cell.has_c) c_old = each<T, N>([&](int n) { return c_before<Full>(at[n]); });
         Cell::backward(saved, h, h_old, c_old, c, dh, carry, gates, carry_out);
 #pragma GCC unroll 4
         for (int n = 0; n < N; ++n) {
@@ -288,11 +307,10 @@ class BackwardPass {
 #pragma GCC unroll 4
         for (int n = 0; n < N; ++n) {
             const Segment& segment = *at[n].segment;
-            const int64_t step = segment.origin - lag;
             const auto read = [&](const T* from) { return load_lanes<Full>(from, at[n].count); };
-            if (p_.grad_out && step >= segment.inject_from)
+            if (p_.grad_out && at[n].step >= segment.inject_from)
                 dh.part[n] += read(p_.grad_out + at[n].place * hidden_ + at[n].unit);
-            if (lag > 0 || step < shape_.steps - 1) continue;
+            if (lag > 0 || at[n].step < shape_.steps - 1) continue;
             const int64_t final = segment.batch * hidden_ + at[n].unit;
             if (p_.grad_h_n) dh.part[n] += read(p_.grad_h_n + final);
             if (cell.has_c && p_.grad_c_n) carry.part[n] += read(p_.grad_c_n + final);
@@ -321,6 +339,7 @@ class BackwardPass {
     const RecurrentBackward<T>& p_;
     const RecurrentShape shape_;
     const int64_t rows_, hidden_, ld_;
+    const SavedLayout<T> saved_;
     const int threads_;
     const Plan plan_;
     Packed<T> recurrent_, input_;

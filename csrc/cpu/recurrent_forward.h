@@ -16,6 +16,7 @@ class ForwardPass {
     using Cell = CellOf<VecMath<T, N>>;
     using V = Wide<T, N>;
     static constexpr CellShape cell = Cell::shape;
+    static constexpr int kept = cell.kept();
     static constexpr int L = lanes<T>;
     static constexpr int64_t run_bytes = int64_t{1} << 20;
 
@@ -23,6 +24,7 @@ class ForwardPass {
     explicit ForwardPass(const RecurrentForward<T>& p)
         : p_(p),
           shape_(p.layer.shape),
+          saved_{shape_.batch, shape_.hidden, kept},
           plan_(choose_plan(p)),
           unit_vectors_(cell.gates == 1 ? vectors_for<T>(shape_.hidden, plan_) : 1),
           unit_panels_(ceil_div(shape_.hidden, static_cast<int64_t>(unit_vectors_) * L)),
@@ -210,7 +212,7 @@ class ForwardPass {
         int64_t tile;         // in the tile
         int64_t unit, count;  // in a row of H
         int64_t state;        // in [T, B, H]
-        int64_t saved;        // in [T, B, S, H]
+        typename SavedLayout<T>::Place saved;
         const T *h_before, *c_before;
         T* c;
         T* c_n;  // null before the last step
@@ -225,7 +227,7 @@ class ForwardPass {
                 unit,
                 hidden - unit,
                 at * hidden + unit,
-                at * cell.saved * hidden + unit,
+                saved_.find(segment.origin + tile.step, segment.batch, unit),
                 w.pointers[run_rows_ + index] + unit,
                 cell.has_c && tile.step == 0 ? starts_from(p_.layer.c0, segment) + unit : c,
                 c,
@@ -250,7 +252,7 @@ class ForwardPass {
     template <bool Full>
     TBPTT_INLINE void apply_cell(const Tile& tile, const Place (&at)[N]) {
         const RecurrentTape<T>& tape = p_.tape;
-        const int64_t hidden = shape_.hidden, stride = unit_vectors_ * L;
+        const int64_t stride = unit_vectors_ * L;
         V in[cell.gates], rec[cell.gates], saved[cell.saved + 1], h{}, c{};
 #pragma GCC unroll 4
         for (int g = 0; g < cell.gates; ++g) {
@@ -265,6 +267,7 @@ class ForwardPass {
             h_before = each<T, N>([&](int n) { return load_lanes<Full>(at[n].h_before, at[n].count); });
         if (cell.has_c) c_before = each<T, N>([&](int n) { return load_lanes<Full>(at[n].c_before, at[n].count); });
         Cell::forward(in, rec, h_before, c_before, saved, h, c);
+        if (cell.has_c) saved[cell.saved] = c;
 #pragma GCC unroll 4
         for (int n = 0; n < N; ++n) {
             const auto write = [&](T* to, Vec<T> value) { store_lanes<Full>(to, value, at[n].count); };
@@ -273,14 +276,15 @@ class ForwardPass {
             if (cell.has_c && at[n].c_n) write(at[n].c_n, c.part[n]);
             if (!tape.h) continue;
             write(tape.h + at[n].state, h.part[n]);
-            if (cell.has_c) write(tape.c + at[n].state, c.part[n]);
-#pragma GCC unroll 4
-            for (int s = 0; s < cell.saved; ++s) write(tape.saved + at[n].saved + s * hidden, saved[s].part[n]);
+#pragma GCC unroll 5
+            for (int s = 0; s < kept; ++s)
+                write(tape.saved + at[n].saved.first + s * at[n].saved.stride, saved[s].part[n]);
         }
     }
 
     const RecurrentForward<T>& p_;
     const RecurrentShape shape_;
+    const SavedLayout<T> saved_;
     const Plan plan_;
     const int unit_vectors_;
     const int64_t unit_panels_;

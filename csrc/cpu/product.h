@@ -19,6 +19,12 @@ struct Packed {
     int64_t panel_size() const { return depth * width(); }
     int64_t size() const { return panels * panel_size(); }
     T* panel(int64_t p) const { return data + p * panel_size(); }
+
+    // The part of a panel that tile `i` of `count` fetches while they are at work on the panel before.
+    Ahead part(int64_t p, int64_t i, int64_t count) const {
+        const int64_t step = smaller<int64_t>(64, width() * static_cast<int64_t>(sizeof(T)) / count);
+        return {reinterpret_cast<const char*>(panel(p)) + i * step * depth, step};
+    }
 };
 
 // Vectors per panel for `columns`: wide panels are fastest, but not when they are mostly padding.
@@ -51,12 +57,15 @@ TBPTT_INLINE void product(const T* const* rows, int64_t count, const Packed<T>& 
                           bool backwards = false) {
     alignas(64) T c[largest_tile_rows * max_vectors * lanes<T>];
     const int64_t tiles = ceil_div(count, max_tile_rows(b.vectors));
+    const bool far = (panels.end - panels.begin) * b.panel_size() * static_cast<int64_t>(sizeof(T)) > core_cache;
     for (int64_t n = panels.begin; n < panels.end; ++n) {
         const int64_t p = backwards ? panels.begin + panels.end - 1 - n : n;
+        const int64_t next = n + 1 == panels.end ? p : backwards ? p - 1 : p + 1;
         for (int64_t i = 0; i < tiles; ++i) {
             const Range tile = split(count, i, tiles);
             const int height = static_cast<int>(tile.end - tile.begin);
-            find_tile<T>(height, b.vectors)(b.depth, rows + tile.begin, b.panel(p), c);
+            const Tile<T> multiply = far ? find_tile<T, true>(height, b.vectors) : find_tile<T, false>(height, b.vectors);
+            multiply(b.depth, rows + tile.begin, b.panel(p), c, b.part(next, i, tiles));
             finish(p, tile.begin, height, static_cast<const T*>(c));
         }
     }

@@ -23,9 +23,8 @@ struct Plan {
 // For `rows` segments whose every step multiplies [depth, columns] weights of `bytes`.
 TBPTT_INLINE Plan make_plan(int threads, double rows, double depth, double columns, double bytes) {
     constexpr double flops = 100, bandwidth = 40, barrier = 1500;  // per ns, bytes per ns, ns: only their ratios matter
-    constexpr double cache = 1.5e6;                                // bytes of weights that stay with a core
     const double work = 2 * depth * columns / flops;               // ns per row and step
-    const auto stream = [&](double size) { return size > cache ? size / bandwidth : size / (4 * bandwidth); };
+    const auto stream = [&](double size) { return size > core_cache ? size / bandwidth : size / (4 * bandwidth); };
     const auto larger = [](double a, double b) { return a > b ? a : b; };
     const double alone = larger(work * rows, stream(bytes));
     const int useful = rows < threads ? static_cast<int>(rows) : threads;

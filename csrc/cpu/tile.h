@@ -26,9 +26,15 @@ constexpr int largest_tile_rows = 8;
 // Rows of a panel fetched ahead: panels stream from the second-level cache faster than the hardware's guesses.
 constexpr int panel_ahead = 8;
 
+// What to bring into the second-level cache meanwhile: a line every `step` bytes, one for each row of the panel.
+struct Ahead {
+    const char* next;
+    int64_t step;
+};
+
 // out c [rows][vectors][lanes] = the product of the rows a [depth] and the panel b [depth][vectors][lanes].
-template <class T, int Rows, int Vectors>
-void tile(int64_t depth, const T* const* a, const T* __restrict b, T* __restrict c) {
+template <class T, int Rows, int Vectors, bool Fetch>
+void tile(int64_t depth, const T* const* a, const T* __restrict b, T* __restrict c, Ahead ahead) {
     constexpr int L = lanes<T>;
     Vec<T> sum[Rows][Vectors];
     const T* row[Rows];
@@ -44,6 +50,10 @@ void tile(int64_t depth, const T* const* a, const T* __restrict b, T* __restrict
 #pragma GCC unroll 4
         for (int v = 0; v < Vectors; ++v) column[v] = load(b + v * L);
         prefetch<Vectors>(b + panel_ahead * Vectors * L);
+        if (Fetch) {
+            prefetch_far(ahead.next);
+            ahead.next += ahead.step;
+        }
 #pragma GCC unroll 16
         for (int r = 0; r < Rows; ++r) {
             const Vec<T> factor = broadcast(row[r][k]);
@@ -58,31 +68,31 @@ void tile(int64_t depth, const T* const* a, const T* __restrict b, T* __restrict
 }
 
 template <class T>
-using Tile = void (*)(int64_t depth, const T* const* a, const T* b, T* c);
+using Tile = void (*)(int64_t depth, const T* const* a, const T* b, T* c, Ahead ahead);
 
-template <class T, int Vectors>
+template <class T, int Vectors, bool Fetch>
 TBPTT_INLINE Tile<T> find_tile(int rows) {
     constexpr int most = max_tile_rows(Vectors);
     switch (rows < most ? rows : most) {
-        case 1: return tile<T, 1, Vectors>;
-        case 2: return tile<T, 2, Vectors>;
-        case 3: return tile<T, 3, Vectors>;
-        case 4: return tile<T, (most < 4 ? most : 4), Vectors>;
-        case 5: return tile<T, (most < 5 ? most : 5), Vectors>;
-        case 6: return tile<T, (most < 6 ? most : 6), Vectors>;
-        case 7: return tile<T, (most < 7 ? most : 7), Vectors>;
-        default: return tile<T, most, Vectors>;
+        case 1: return tile<T, 1, Vectors, Fetch>;
+        case 2: return tile<T, 2, Vectors, Fetch>;
+        case 3: return tile<T, 3, Vectors, Fetch>;
+        case 4: return tile<T, (most < 4 ? most : 4), Vectors, Fetch>;
+        case 5: return tile<T, (most < 5 ? most : 5), Vectors, Fetch>;
+        case 6: return tile<T, (most < 6 ? most : 6), Vectors, Fetch>;
+        case 7: return tile<T, (most < 7 ? most : 7), Vectors, Fetch>;
+        default: return tile<T, most, Vectors, Fetch>;
     }
 }
 
 // The tile for 1 … max_tile_rows(vectors) rows.
-template <class T>
+template <class T, bool Fetch>
 TBPTT_INLINE Tile<T> find_tile(int rows, int vectors) {
     switch (vectors) {
-        case 1: return find_tile<T, 1>(rows);
-        case 2: return find_tile<T, 2>(rows);
-        case 3: return find_tile<T, 3>(rows);
-        default: return find_tile<T, 4>(rows);
+        case 1: return find_tile<T, 1, Fetch>(rows);
+        case 2: return find_tile<T, 2, Fetch>(rows);
+        case 3: return find_tile<T, 3, Fetch>(rows);
+        default: return find_tile<T, 4, Fetch>(rows);
     }
 }
 

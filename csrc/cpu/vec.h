@@ -105,6 +105,9 @@ TBPTT_INLINE void prefetch(const T* from) {
         __builtin_prefetch(reinterpret_cast<const char*>(from) + bytes);
 }
 
+// Asks for a cache line in the second-level cache only.
+TBPTT_INLINE void prefetch_far(const char* from) { __builtin_prefetch(from, 0, 2); }
+
 template <class T>
 TBPTT_INLINE int64_t smaller(T a, T b) {
     return a < b ? a : b;

@@ -186,6 +186,8 @@ class WeightGradient {
     bool meets(int64_t a, int64_t b) const { return panel_of_a(a).block->row[panel_of_b(b).operand] >= 0; }
 
     void multiply(int64_t a, int64_t b, int64_t rows, bool first) {
+        const char* next = reinterpret_cast<const char*>(sums_ + (a * b_panels_ + b + 1) * tile_size);
+        for (std::size_t bytes = 0; bytes < tile_size * sizeof(T); bytes += 64) prefetch_far(next + bytes);
         if (!meets(a, b)) return;
         const T* left = packed_a_ + a * gradient::height * gradient::block<T>;
         const T* right = packed_b_ + b * gradient::width<T> * gradient::block<T>;

@@ -25,6 +25,8 @@ class Buffer {
     T* data_;
 };
 
+constexpr int64_t core_cache = 1500000;  // bytes that stay in a core's own cache from one pass over them to the next
+
 template <class Body>
 void run_parallel(int threads, Body&& body) {
     using Stored = std::remove_reference_t<Body>;

@@ -77,29 +77,36 @@ class WeightGradient {
           operand_count_(operand_count),
           a_panels_(count_a_panels()),
           b_panels_(count_b_panels()),
-          packed_a_(a_panels_ * gradient::height * gradient::block<T>),
+          panels_of_a_(a_panels_),
+          panels_of_b_(b_panels_),
+          packed_a_(a_panels_ * a_panel_size),
           packed_b_(b_panels_ * gradient::width<T> * gradient::block<T>),
           sums_(a_panels_ * b_panels_ * tile_size),
-          bias_(a_panels_ * gradient::height) {}
+          bias_(a_panels_ * span) {
+        list_panels();
+    }
 
     void run(const Worker& worker) {
         const Range mine_a = split(a_panels_, worker), mine_b = split(b_panels_, worker);
         const Range tiles = split(a_panels_ * b_panels_, worker);
-        for (int64_t i = mine_a.begin * gradient::height; i < mine_a.end * gradient::height; ++i) bias_[i] = T(0);
+        for (int64_t i = mine_a.begin * span; i < mine_a.end * span; ++i) bias_[i] = T(0);
         for (int64_t first = 0; first < depth_; first += gradient::block<T>) {
             const int64_t rows = smaller(gradient::block<T>, depth_ - first);
-            pack_a(mine_a, first, rows);
-            pack_b(mine_b, first, rows);
+            pack(mine_a, rows, [&](int64_t p, int64_t begin, int64_t end) { pack_a(p, first, begin, end); });
+            pack(mine_b, rows, [&](int64_t p, int64_t begin, int64_t end) { pack_b(p, first, begin, end); });
             wait_for_all(worker);
-            for (int64_t i = tiles.begin; i < tiles.end; ++i) multiply(i / b_panels_, i % b_panels_, rows, first == 0);
+            for (int64_t i = tiles.begin; i < tiles.end; ++i) multiply(i, rows, first == 0);
             wait_for_all(worker);
         }
-        for (int64_t i = tiles.begin; i < tiles.end; ++i) write(i / b_panels_, i % b_panels_);
+        for (int64_t i = tiles.begin; i < tiles.end; ++i) write(i);
         for (int64_t p = mine_a.begin; p < mine_a.end; ++p) write_bias(p);
     }
 
    private:
     static constexpr int64_t tile_size = gradient::height * gradient::width<T>;
+    static constexpr int span = static_cast<int>((gradient::height + lanes<T> - 1) / lanes<T>) * lanes<T>;
+    static constexpr int64_t a_panel_size = gradient::height * gradient::block<T> + span;
+    static constexpr int64_t group_size = core_cache / 2 / (gradient::width<T> * gradient::block<T> * sizeof(T));
 
     struct PanelOfA {
         const GradientBlock* block;
@@ -122,96 +129,107 @@ class WeightGradient {
         return panels;
     }
 
-    PanelOfA panel_of_a(int64_t p) const {
-        const GradientBlock* block = blocks_;
-        for (int64_t panels; p >= (panels = ceil_div(block->columns, gradient::height)); ++block) p -= panels;
-        const int64_t column = p * gradient::height;
-        return {block, column, smaller<int64_t>(gradient::height, block->columns - column)};
+    void list_panels() {
+        PanelOfA* a = panels_of_a_;
+        for (const GradientBlock* block = blocks_; block < blocks_ + block_count_; ++block)
+            for (int64_t column = 0; column < block->columns; column += gradient::height)
+                *a++ = {block, column, smaller<int64_t>(gradient::height, block->columns - column)};
+        PanelOfB* b = panels_of_b_;
+        for (int i = 0; i < operand_count_; ++i)
+            for (int64_t column = 0; column < operands_[i].columns; column += gradient::width<T>)
+                *b++ = {i, column, smaller<int64_t>(gradient::width<T>, operands_[i].columns - column)};
     }
 
-    PanelOfB panel_of_b(int64_t p) const {
-        int operand = 0;
-        for (int64_t panels; p >= (panels = ceil_div(operands_[operand].columns, gradient::width<T>)); ++operand)
-            p -= panels;
-        const int64_t column = p * gradient::width<T>;
-        return {operand, column, smaller<int64_t>(gradient::width<T>, operands_[operand].columns - column)};
+    // Tiles in the order of work: groups of B's panels that stay in a core's cache, A's panels within, B's innermost.
+    struct Pair {
+        int64_t a, b;
+    };
+    Pair tile_at(int64_t i) const {
+        const int64_t group = i / (a_panels_ * group_size), first = group * group_size;
+        const int64_t members = smaller(group_size, b_panels_ - first), within = i - first * a_panels_;
+        return {within / members, first + within % members};
     }
 
-    // Few rows at a time over all panels, so that dgates is read along its rows.
-    void pack_a(Range panels, int64_t first, int64_t rows) {
-        constexpr int H = gradient::height, strip = 8;
-        for (int64_t k0 = 0; k0 < rows; k0 += strip) {
-            const int64_t k1 = smaller<int64_t>(k0 + strip, rows);
-            for (int64_t p = panels.begin; p < panels.end; ++p) {
-                const PanelOfA panel = panel_of_a(p);
-                const T* from = a_ + (first + k0) * lda_ + panel.block->first + panel.column;
-                T* to = packed_a_ + p * H * gradient::block<T> + k0 * H;
-                T* bias = bias_ + p * H;
-                if (panel.columns == H) {
-                    T sum[H];
-                    for (int j = 0; j < H; ++j) sum[j] = bias[j];
-                    for (int64_t k = k0; k < k1; ++k, from += lda_, to += H)
-                        for (int j = 0; j < H; ++j) {
-                            to[j] = from[j];
-                            sum[j] += from[j];
-                        }
-                    for (int j = 0; j < H; ++j) bias[j] = sum[j];
-                } else {
-                    for (int64_t k = k0; k < k1; ++k, from += lda_, to += H)
-                        for (int j = 0; j < H; ++j) {
-                            to[j] = j < panel.columns ? from[j] : T(0);
-                            bias[j] += to[j];
-                        }
+    // Few rows at a time over all panels, so that both factors are read along their rows.
+    template <class Pack>
+    void pack(Range panels, int64_t rows, Pack pack_strip) {
+        constexpr int64_t strip = 8;
+        for (int64_t k = 0; k < rows; k += strip)
+            for (int64_t p = panels.begin; p < panels.end; ++p) pack_strip(p, k, smaller(k + strip, rows));
+    }
+
+    // Whole vectors are copied: what lies beyond a row's `height` columns is overwritten by the next row.
+    void pack_a(int64_t p, int64_t first, int64_t begin, int64_t end) {
+        constexpr int H = gradient::height, L = lanes<T>, vectors = span / L;
+        const PanelOfA& panel = panels_of_a_[p];
+        const int64_t column = panel.block->first + panel.column;
+        const T* from = a_ + (first + begin) * lda_ + column;
+        T* to = packed_a_ + p * a_panel_size + begin * H;
+        T* bias = bias_ + p * span;
+        if (column + span <= lda_ && panel.columns == H) {
+            Vec<T> sum[vectors];
+            for (int v = 0; v < vectors; ++v) sum[v] = load(bias + v * L);
+            for (int64_t k = begin; k < end; ++k, from += lda_, to += H)
+                for (int v = 0; v < vectors; ++v) {
+                    const Vec<T> values = load(from + v * L);
+                    store(to + v * L, values);
+                    sum[v] += values;
                 }
-            }
+            for (int v = 0; v < vectors; ++v) store(bias + v * L, sum[v]);
+        } else {
+            for (int64_t k = begin; k < end; ++k, from += lda_, to += H)
+                for (int j = 0; j < H; ++j) {
+                    to[j] = j < panel.columns ? from[j] : T(0);
+                    bias[j] += to[j];
+                }
         }
     }
 
-    void pack_b(Range panels, int64_t first, int64_t rows) {
+    void pack_b(int64_t p, int64_t first, int64_t begin, int64_t end) {
         constexpr int W = gradient::width<T>;
-        for (int64_t p = panels.begin; p < panels.end; ++p) {
-            const PanelOfB panel = panel_of_b(p);
-            const T* const* from = operands_[panel.operand].rows + first;
-            T* to = packed_b_ + p * W * gradient::block<T>;
-            for (int64_t k = 0; k < rows; ++k, to += W) {
-                const T* row = from[k] ? from[k] + panel.column : nullptr;
-                if (row && panel.columns == W)
-                    for (int j = 0; j < W; ++j) to[j] = row[j];
-                else
-                    for (int j = 0; j < W; ++j) to[j] = row && j < panel.columns ? row[j] : T(0);
-            }
+        const PanelOfB& panel = panels_of_b_[p];
+        const T* const* from = operands_[panel.operand].rows + first;
+        T* to = packed_b_ + p * W * gradient::block<T> + begin * W;
+        for (int64_t k = begin; k < end; ++k, to += W) {
+            const T* row = from[k] ? from[k] + panel.column : nullptr;
+            if (row && panel.columns == W)
+                for (int j = 0; j < W; ++j) to[j] = row[j];
+            else
+                for (int j = 0; j < W; ++j) to[j] = row && j < panel.columns ? row[j] : T(0);
         }
     }
 
-    bool meets(int64_t a, int64_t b) const { return panel_of_a(a).block->row[panel_of_b(b).operand] >= 0; }
+    bool meets(Pair at) const { return panels_of_a_[at.a].block->row[panels_of_b_[at.b].operand] >= 0; }
 
-    void multiply(int64_t a, int64_t b, int64_t rows, bool first) {
-        const char* next = reinterpret_cast<const char*>(sums_ + (a * b_panels_ + b + 1) * tile_size);
-        for (std::size_t bytes = 0; bytes < tile_size * sizeof(T); bytes += 64) prefetch_far(next + bytes);
-        if (!meets(a, b)) return;
-        const T* left = packed_a_ + a * gradient::height * gradient::block<T>;
-        const T* right = packed_b_ + b * gradient::width<T> * gradient::block<T>;
-        T* sum = sums_ + (a * b_panels_ + b) * tile_size;
+    void multiply(int64_t i, int64_t rows, bool first) {
+        const Pair at = tile_at(i);
+        if (!meets(at)) return;
+        T* sum = sums_ + i * tile_size;
+        for (int64_t next = tile_size; next < 2 * tile_size; next += 64 / sizeof(T))
+            prefetch_far(reinterpret_cast<const char*>(sum + next));
+        const T* left = packed_a_ + at.a * a_panel_size;
+        const T* right = packed_b_ + at.b * gradient::width<T> * gradient::block<T>;
         first ? gradient::tile<T, false>(rows, left, right, sum) : gradient::tile<T, true>(rows, left, right, sum);
     }
 
-    void write(int64_t a, int64_t b) {
-        if (!meets(a, b)) return;
-        const PanelOfA left = panel_of_a(a);
-        const PanelOfB right = panel_of_b(b);
+    void write(int64_t i) {
+        const Pair at = tile_at(i);
+        if (!meets(at)) return;
+        const PanelOfA& left = panels_of_a_[at.a];
+        const PanelOfB& right = panels_of_b_[at.b];
         const GradientOperand<T>& operand = operands_[right.operand];
-        const T* sum = sums_ + (a * b_panels_ + b) * tile_size;
+        const T* sum = sums_ + i * tile_size;
         T* out = operand.weight + (left.block->row[right.operand] + left.column) * operand.columns + right.column;
         for (int64_t r = 0; r < left.columns; ++r, out += operand.columns, sum += gradient::width<T>)
             for (int64_t j = 0; j < right.columns; ++j) out[j] = depth_ > 0 ? sum[j] : T(0);
     }
 
     void write_bias(int64_t p) {
-        const PanelOfA panel = panel_of_a(p);
+        const PanelOfA& panel = panels_of_a_[p];
         for (int i = 0; i < operand_count_; ++i) {
             if (!operands_[i].bias || panel.block->row[i] < 0) continue;
             T* out = operands_[i].bias + panel.block->row[i] + panel.column;
-            for (int64_t j = 0; j < panel.columns; ++j) out[j] = bias_[p * gradient::height + j];
+            for (int64_t j = 0; j < panel.columns; ++j) out[j] = bias_[p * span + j];
         }
     }
 
@@ -223,6 +241,8 @@ class WeightGradient {
     const GradientOperand<T>* operands_;
     int operand_count_;
     int64_t a_panels_, b_panels_;
+    Buffer<PanelOfA> panels_of_a_;
+    Buffer<PanelOfB> panels_of_b_;
     Buffer<T> packed_a_, packed_b_, sums_, bias_;
 };
 

@@ -1,8 +1,8 @@
-// exp, tanh and sigmoid on vectors. No division: the reciprocal is a polynomial estimate refined by Newton steps.
+// exp, tanh and sigmoid on vectors. No division: an estimate of the reciprocal is refined by Newton steps.
 //
 // Maximum errors, measured against exact values over the whole range (tests/test_vector_math.py holds them to it):
 //   exp      1.5 ULP; subnormal results included
-//   sigmoid  3 ULP; flushed to zero below -87.3 / -708.3
+//   sigmoid  3 ULP; subnormal results may be flushed to zero
 //   tanh     3 ULP
 // NaN travels; infinities give the limits.
 //
@@ -18,9 +18,11 @@ namespace TBPTT_ISA {
 template <class T>
 struct MathConstants;
 
+// `exponential`: minimax coefficients of (exp(r) - 1 - r)/r² for |r| <= ln(2)/2, from the constant on; expm1 made of them is
+// within 2^-26 (float) and 2^-55 (double).
 template <>
 struct MathConstants<float> {
-    static constexpr float round_magic = 12582912.0f;  // 1.5·2^23: adding it leaves the rounded integer in the low bits
+    static constexpr float round_magic = 12582912.0f;  // 1.5·2^23: adding and subtracting it rounds to an integer
     static constexpr float log2e = 1.44269504088896341f;
     static constexpr float ln2_high = 0.693145751953125f;  // few bits, so that n·ln2_high is exact
     static constexpr float ln2_low = 1.42860682030941723212e-6f;
@@ -28,9 +30,9 @@ struct MathConstants<float> {
     static constexpr float underflow = -104.0f;            // exp of it rounds to zero
     static constexpr float largest = 88.7228391f;
     static constexpr float tanh_is_one = 10.0f;
-    static constexpr int mantissa = 23, bias = 127, degree = 7, newton = 1;
-    static constexpr int reciprocal_terms = 3;  // error 1/99 on [1, 2]
-    static constexpr float reciprocal[] = {32.0f / 99, -144.0f / 99, 210.0f / 99};
+    static constexpr int digits = 24;
+    static constexpr float exponential[] = {0.49999998149803618608f, 0.16666543423858209551f, 0.041667200666714167315f, 0.0083665471716842484678f, 
+                                            0.0013882518965830449427f};
 };
 
 template <>
@@ -43,14 +45,9 @@ struct MathConstants<double> {
     static constexpr double underflow = -745.2;
     static constexpr double largest = 709.782712893383996;
     static constexpr double tanh_is_one = 20.0;
-    static constexpr int mantissa = 52, bias = 1023, degree = 13, newton = 2;
-    static constexpr int reciprocal_terms = 4;  // error 1/577 on [1, 2]
-    static constexpr double reciprocal[] = {-128.0 / 577, 768.0 / 577, -1696.0 / 577, 1632.0 / 577};
+    static constexpr int digits = 53;
+    static constexpr double exponential[] = {0.50000000000000052, 0.16666666666666588959, 0.041666666666576466791, 0.0083333333333897379607, 0.0013888888931667467667, 0.00019841269718702238153, 0.00002480150514230944692, 2.7557407693118971493e-6, 2.7626092969876944682e-7, 2.50537735290158219e-8};
 };
-
-constexpr double inverse_factorial[] = {
-    1.0,        1.0,         1.0 / 2,      1.0 / 6,       1.0 / 24,       1.0 / 120,       1.0 / 720,
-    1.0 / 5040, 1.0 / 40320, 1.0 / 362880, 1.0 / 3628800, 1.0 / 39916800, 1.0 / 479001600, 1.0 / 6227020800};
 
 // x = n·ln 2 + rest with |rest| <= ln(2)/2
 template <class W>
@@ -65,36 +62,27 @@ TBPTT_INLINE ReducedExponent<W> reduce_exponent(W x) {
     return {n, (x - n * C::ln2_high) - n * C::ln2_low};
 }
 
-// exp(r) - 1 = r + r²·q(r): the Taylor series, whose first dropped term is below half an ULP for |r| <= ln(2)/2
+// exp(r) - 1 = r + r²·q(r)
 template <class W>
 TBPTT_INLINE W expm1_polynomial(W r) {
     using T = typename W::Element;
-    constexpr int degree = MathConstants<T>::degree;
-    W q = W::all(static_cast<T>(inverse_factorial[degree]));
+    constexpr auto& coefficients = MathConstants<T>::exponential;
+    constexpr int last = static_cast<int>(sizeof(coefficients) / sizeof(T)) - 1;
+    W q = W::all(coefficients[last]);
 #pragma GCC unroll 16
-    for (int i = degree - 1; i >= 2; --i) q = q * r + static_cast<T>(inverse_factorial[i]);
+    for (int i = last - 1; i >= 0; --i) q = q * r + coefficients[i];
     return (r * r) * q + r;
 }
 
-// 2^n for integer-valued n in the range of normal exponents: the rounding magic puts the integer into the low mantissa
-// bits, from where it is shifted into the exponent.
-template <class W>
-TBPTT_INLINE W power_of_two(W n) {
-    using C = MathConstants<typename W::Element>;
-    return shift_left(n + (C::round_magic + C::bias), C::mantissa);
-}
-
-// a/d for d in [1, 2]: a minimax polynomial estimate of 1/d, refined by Newton steps, and a last step on the quotient, so
+// a/d for d in [1, 2]: Newton steps refine the estimate of 1/d to half the digits; the last step is on the quotient, so
 // that its rounding is corrected too.
 template <class W>
 TBPTT_INLINE W divide_by_1_to_2(W a, W d) {
     using T = typename W::Element;
-    using C = MathConstants<T>;
-    W r = W::all(C::reciprocal[0]);
+    W r = estimate_reciprocal(d);
 #pragma GCC unroll 4
-    for (int i = 1; i < C::reciprocal_terms; ++i) r = r * d + C::reciprocal[i];
-#pragma GCC unroll 4
-    for (int i = 0; i < C::newton; ++i) r = r * (static_cast<T>(1) - d * r) + r;
+    for (int bits = 2 * Reciprocal<T>::bits; bits < MathConstants<T>::digits + 2; bits *= 2)
+        r = r * (static_cast<T>(1) - d * r) + r;
     const W quotient = a * r;
     return r * (a - d * quotient) + quotient;
 }
@@ -103,14 +91,14 @@ template <class W>
 TBPTT_INLINE W wide_exp(W x) {
     using T = typename W::Element;
     using C = MathConstants<T>;
-    const W lowest = W::all(C::underflow), highest = W::all(C::largest);
-    // Comparisons with NaN are false: it stays.
-    const W clamped = where_less(x, lowest, lowest, where_less(highest, x, highest, x));
+    const W clamped = at_least(C::underflow, at_most(C::largest + static_cast<T>(scales_any_power), x));
     const ReducedExponent<W> reduced = reduce_exponent(clamped);
     const W fraction = expm1_polynomial(reduced.rest) + static_cast<T>(1);
+    if (scales_any_power) return scale(fraction, reduced.n);
     // 2^n may lie outside the normal exponents where the result does not: scale in two steps.
     const W half = (reduced.n * static_cast<T>(0.5) + C::round_magic) - C::round_magic;
-    const W value = fraction * power_of_two(half) * power_of_two(reduced.n - half);
+    const W value = scale(scale(fraction, half), reduced.n - half);
+    const W lowest = W::all(C::underflow), highest = W::all(C::largest);
     const W infinite = W::all(static_cast<T>(__builtin_inf()));
     return where_less(x, lowest, W::all(0), where_less(highest, x, infinite, value));
 }
@@ -120,10 +108,11 @@ template <class W>
 TBPTT_INLINE W wide_sigmoid(W x) {
     using T = typename W::Element;
     using C = MathConstants<T>;
-    const W magnitude = -absolute(x), lowest = W::all(C::smallest), one = W::all(1), zero = W::all(0);
-    const ReducedExponent<W> reduced = reduce_exponent(where_less(magnitude, lowest, lowest, magnitude));
-    const W fraction = expm1_polynomial(reduced.rest) + static_cast<T>(1);
-    const W e = where_less(magnitude, lowest, zero, fraction * power_of_two(reduced.n));
+    const W magnitude = minus_absolute(x), one = W::all(1), zero = W::all(0);
+    const ReducedExponent<W> reduced =
+        reduce_exponent(at_least(scales_any_power ? C::underflow : C::smallest, magnitude));
+    W e = scale(expm1_polynomial(reduced.rest) + static_cast<T>(1), reduced.n);
+    if (!scales_any_power) e = where_less(magnitude, W::all(C::smallest), zero, e);
     return divide_by_1_to_2(where_less(x, zero, e, one), e + static_cast<T>(1));
 }
 
@@ -132,11 +121,11 @@ template <class W>
 TBPTT_INLINE W wide_tanh(W x) {
     using T = typename W::Element;
     using C = MathConstants<T>;
-    const W highest = W::all(C::tanh_is_one), size = absolute(x);
-    const ReducedExponent<W> reduced = reduce_exponent(where_less(highest, size, highest, size) * static_cast<T>(-2));
-    const W scale = power_of_two(reduced.n);
-    const W m = expm1_polynomial(reduced.rest) * scale + (scale - static_cast<T>(1));
-    return with_sign_of(divide_by_1_to_2(static_cast<T>(0) - m, m + static_cast<T>(2)), x);
+    const ReducedExponent<W> reduced =
+        reduce_exponent(at_least(-C::tanh_is_one, minus_absolute(x)) * static_cast<T>(2));
+    const W power = scale(W::all(1), reduced.n);
+    const W m = expm1_polynomial(reduced.rest) * power + (power - static_cast<T>(1));
+    return with_sign_of(divide_by_1_to_2(m, m + static_cast<T>(2)), x);
 }
 
 template <class T>

@@ -1,7 +1,7 @@
 // N vectors that go through the same operations side by side, so that their latencies overlap.
 #pragma once
 
-#include "vec.h"
+#include "intrinsics.h"
 
 namespace tbptt {
 namespace TBPTT_ISA {
@@ -71,20 +71,37 @@ TBPTT_INLINE VecBits<T> sign_bits() {
 }
 
 template <class T, int N>
-TBPTT_INLINE Wide<T, N> absolute(const Wide<T, N>& x) {
-    return each<T, N>([&](int i) { return (Vec<T>)((VecBits<T>)x.part[i] & ~sign_bits<T>()); });
+TBPTT_INLINE Wide<T, N> minus_absolute(const Wide<T, N>& x) {
+    return each<T, N>([&](int i) { return (Vec<T>)((VecBits<T>)x.part[i] | sign_bits<T>()); });
 }
 
 template <class T, int N>
 TBPTT_INLINE Wide<T, N> with_sign_of(const Wide<T, N>& size, const Wide<T, N>& sign) {
-    return each<T, N>(
-        [&](int i) { return (Vec<T>)((VecBits<T>)size.part[i] | ((VecBits<T>)sign.part[i] & sign_bits<T>())); });
+    return each<T, N>([&](int i) {
+        const VecBits<T> mask = sign_bits<T>();
+        return (Vec<T>)(((VecBits<T>)size.part[i] & ~mask) | ((VecBits<T>)sign.part[i] & mask));
+    });
 }
 
-// Shifts the bit patterns.
+// intrinsics.h, part by part
 template <class T, int N>
-TBPTT_INLINE Wide<T, N> shift_left(const Wide<T, N>& x, int bits) {
-    return each<T, N>([&](int i) { return (Vec<T>)((VecBits<T>)x.part[i] << bits); });
+TBPTT_INLINE Wide<T, N> at_most(T limit, const Wide<T, N>& x) {
+    return each<T, N>([&](int i) { return at_most(limit, x.part[i]); });
+}
+
+template <class T, int N>
+TBPTT_INLINE Wide<T, N> at_least(T limit, const Wide<T, N>& x) {
+    return each<T, N>([&](int i) { return at_least(limit, x.part[i]); });
+}
+
+template <class T, int N>
+TBPTT_INLINE Wide<T, N> estimate_reciprocal(const Wide<T, N>& d) {
+    return each<T, N>([&](int i) { return Reciprocal<T>::estimate(d.part[i]); });
+}
+
+template <class T, int N>
+TBPTT_INLINE Wide<T, N> scale(const Wide<T, N>& a, const Wide<T, N>& n) {
+    return each<T, N>([&](int i) { return scale(a.part[i], n.part[i]); });
 }
 
 }  // namespace TBPTT_ISA

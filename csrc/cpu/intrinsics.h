@@ -1,0 +1,104 @@
+// What vector extensions do not reach: minimum and maximum in one instruction, the processor's estimate of a reciprocal and,
+// in AVX-512, scaling by a power of two. Each has a portable form, so no kernel asks for the instruction set.
+#pragma once
+
+#include <type_traits>
+
+#include "vec.h"
+
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
+namespace tbptt {
+namespace TBPTT_ISA {
+
+// The masked forms with a full mask are the plain instructions; GCC 12 warns about its own definitions of the plain ones.
+#if defined(__AVX512F__)
+#define TBPTT_X86(name, suffix, ...) _mm512_maskz_##name##_##suffix(-1, __VA_ARGS__)
+#elif defined(__AVX2__)
+#define TBPTT_X86(name, suffix, ...) _mm256_##name##_##suffix(__VA_ARGS__)
+#else
+#define TBPTT_X86(name, suffix, ...) _mm_##name##_##suffix(__VA_ARGS__)
+#endif
+
+// The smaller and the larger of a limit and x; x where it is NaN.
+#if defined(__SSE2__)
+TBPTT_INLINE Vec<float> at_most(float limit, Vec<float> x) {
+    return (Vec<float>)TBPTT_X86(min, ps, broadcast(limit), x);
+}
+TBPTT_INLINE Vec<double> at_most(double limit, Vec<double> x) {
+    return (Vec<double>)TBPTT_X86(min, pd, broadcast(limit), x);
+}
+TBPTT_INLINE Vec<float> at_least(float limit, Vec<float> x) {
+    return (Vec<float>)TBPTT_X86(max, ps, broadcast(limit), x);
+}
+TBPTT_INLINE Vec<double> at_least(double limit, Vec<double> x) {
+    return (Vec<double>)TBPTT_X86(max, pd, broadcast(limit), x);
+}
+#else
+template <class T>
+TBPTT_INLINE Vec<T> at_most(T limit, Vec<T> x) {
+    return broadcast(limit) < x ? broadcast(limit) : x;
+}
+template <class T>
+TBPTT_INLINE Vec<T> at_least(T limit, Vec<T> x) {
+    return x < broadcast(limit) ? broadcast(limit) : x;
+}
+#endif
+
+// An estimate of 1/d for d in [1, 2], and its correct bits.
+template <class T>
+struct Reciprocal;
+
+template <>
+struct Reciprocal<float> {
+#if defined(__AVX512F__)
+    static constexpr int bits = 14;
+    static TBPTT_INLINE Vec<float> estimate(Vec<float> d) { return (Vec<float>)TBPTT_X86(rcp14, ps, d); }
+#elif defined(__SSE2__)
+    static constexpr int bits = 11;
+    static TBPTT_INLINE Vec<float> estimate(Vec<float> d) { return (Vec<float>)TBPTT_X86(rcp, ps, d); }
+#else
+    static constexpr int bits = 6;  // minimax, error 1/99
+    static TBPTT_INLINE Vec<float> estimate(Vec<float> d) {
+        return (d * (32.0f / 99) - 144.0f / 99) * d + 210.0f / 99;
+    }
+#endif
+};
+
+template <>
+struct Reciprocal<double> {
+#if defined(__AVX512F__)
+    static constexpr int bits = 14;
+    static TBPTT_INLINE Vec<double> estimate(Vec<double> d) { return (Vec<double>)TBPTT_X86(rcp14, pd, d); }
+#else
+    static constexpr int bits = 9;  // minimax, error 1/577
+    static TBPTT_INLINE Vec<double> estimate(Vec<double> d) {
+        return ((d * (-128.0 / 577) + 768.0 / 577) * d - 1696.0 / 577) * d + 1632.0 / 577;
+    }
+#endif
+};
+
+// a·2^n for integer-valued n of any size, rounded once where the result is subnormal; without `scales_any_power`, n must
+// be a normal exponent.
+#if defined(__AVX512F__)
+constexpr bool scales_any_power = true;
+TBPTT_INLINE Vec<float> scale(Vec<float> a, Vec<float> n) { return (Vec<float>)TBPTT_X86(scalef, ps, a, n); }
+TBPTT_INLINE Vec<double> scale(Vec<double> a, Vec<double> n) { return (Vec<double>)TBPTT_X86(scalef, pd, a, n); }
+#else
+constexpr bool scales_any_power = false;
+template <class V>
+TBPTT_INLINE V scale(V a, V n) {
+    using T = std::remove_reference_t<decltype(a[0])>;
+    constexpr bool single = sizeof(T) == 4;
+    // The rounding magic (1.5·2^mantissa) puts the integer into the low bits, from where it is shifted into the exponent.
+    constexpr T magic = single ? T(12582912) : T(6755399441055744), bias = single ? 127 : 1023;
+    return a * (V)((VecBits<T>)(n + (magic + bias)) << (single ? 23 : 52));
+}
+#endif
+
+#undef TBPTT_X86
+
+}  // namespace TBPTT_ISA
+}  // namespace tbptt

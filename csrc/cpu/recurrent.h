@@ -66,7 +66,7 @@ struct SavedLayout {
 constexpr int units_together = 2;
 
 // Rows walked together: enough to reuse the weights, few enough that their state stays in the second-level cache.
-constexpr int64_t rows_together = 192;
+constexpr int64_t rows_together = 64;
 
 // With few panels, narrower ones give every worker some.
 template <class T>

@@ -61,9 +61,7 @@ struct Reciprocal<float> {
     static TBPTT_INLINE Vec<float> estimate(Vec<float> d) { return (Vec<float>)TBPTT_X86(rcp, ps, d); }
 #else
     static constexpr int bits = 6;  // minimax, error 1/99
-    static TBPTT_INLINE Vec<float> estimate(Vec<float> d) {
-        return (d * (32.0f / 99) - 144.0f / 99) * d + 210.0f / 99;
-    }
+    static TBPTT_INLINE Vec<float> estimate(Vec<float> d) { return (d * (32.0f / 99) - 144.0f / 99) * d + 210.0f / 99; }
 #endif
 };
 

@@ -64,7 +64,8 @@ TBPTT_INLINE void product(const T* const* rows, int64_t count, const Packed<T>& 
         for (int64_t i = 0; i < tiles; ++i) {
             const Range tile = split(count, i, tiles);
             const int height = static_cast<int>(tile.end - tile.begin);
-            const Tile<T> multiply = far ? find_tile<T, true>(height, b.vectors) : find_tile<T, false>(height, b.vectors);
+            const Tile<T> multiply =
+                far ? find_tile<T, true>(height, b.vectors) : find_tile<T, false>(height, b.vectors);
             multiply(b.depth, rows + tile.begin, b.panel(p), c, b.part(next, i, tiles));
             finish(p, tile.begin, height, static_cast<const T*>(c));
         }

@@ -25,11 +25,11 @@ TBPTT_INLINE Plan make_plan(int threads, double rows, double depth, double colum
     constexpr double flops = 100, bandwidth = 40, barrier = 1500;  // per ns, bytes per ns, ns: only their ratios matter
     const double work = 2 * depth * columns / flops;               // ns per row and step
     const auto stream = [&](double size) { return size > core_cache ? size / bandwidth : size / (4 * bandwidth); };
-    const auto larger = [](double a, double b) { return a > b ? a : b; };
-    const double alone = larger(work * rows, stream(bytes));
+    const auto longer = [](double a, double b) { return a > b ? a : b; };
+    const double alone = longer(work * rows, stream(bytes));
     const int useful = rows < threads ? static_cast<int>(rows) : threads;
-    const double by_rows = useful > 1 ? larger(work * __builtin_ceil(rows / useful), stream(bytes)) : 1e300;
-    const double by_units = larger(work * rows / threads, stream(bytes / threads)) + barrier;
+    const double by_rows = useful > 1 ? longer(work * __builtin_ceil(rows / useful), stream(bytes)) : 1e300;
+    const double by_units = longer(work * rows / threads, stream(bytes / threads)) + barrier;
     if (threads == 1 || (alone <= by_rows && alone <= by_units)) return {1, Sharing::rows};
     return by_rows <= by_units ? Plan{useful, Sharing::rows} : Plan{threads, Sharing::units};
 }
@@ -65,8 +65,49 @@ struct SavedLayout {
 // Vectors of units that go through a cell's maths at once: its chains are long, but with three the registers spill.
 constexpr int units_together = 2;
 
-// Rows walked together: enough to reuse the weights, few enough that their state stays in the second-level cache.
+// Rows walked together: enough to reuse the weights, few enough that their gradients stay in the second-level cache.
 constexpr int64_t rows_together = 64;
+
+// The segments at work, one a lane. When one ends, the next takes its lane, so that as many rows as possible are at work in
+// every step; with fewer lanes than segments, the longest (which come first) do not outlast the others.
+class Lanes {
+   public:
+    struct Lane {
+        const Segment* segment;
+        int64_t begin;  // the walk's step at which it started
+        int64_t slot;   // where its state lies, of rows_together
+    };
+
+    Lanes(const Segment* segments, int64_t count) : next_(segments), end_(segments + count) {
+        int64_t total = 0;
+        for (int64_t i = 0; i < count; ++i) total += segments[i].length;
+        count_ = count ? smaller(rows_together, ceil_div(total, segments[0].length)) : 0;
+        for (int64_t i = 0; i < count_; ++i) lanes_[i] = {next_++, 0, i};
+    }
+
+    int64_t count() const { return count_; }
+    int64_t begun() const { return begun_; }  // lanes before this one are amid their segments, the others at the start
+    const Lane& operator[](int64_t i) const { return lanes_[i]; }
+
+    void advance(int64_t step) {
+        int64_t free[rows_together], freed = 0;
+        begun_ = 0;
+        for (int64_t i = 0; i < count_; ++i) {
+            const Lane lane = lanes_[i];
+            if (step - lane.begin < lane.segment->length)
+                lanes_[begun_++] = lane;
+            else
+                free[freed++] = lane.slot;
+        }
+        count_ = begun_;
+        for (int64_t i = 0; i < freed && next_ < end_; ++i) lanes_[count_++] = {next_++, step, free[i]};
+    }
+
+   private:
+    Lane lanes_[rows_together];
+    int64_t count_, begun_ = 0;
+    const Segment *next_, *end_;
+};
 
 // With few panels, narrower ones give every worker some.
 template <class T>
@@ -76,6 +117,10 @@ TBPTT_INLINE int vectors_for(int64_t columns, const Plan& plan) {
         while (vectors > 1 && ceil_div(columns, static_cast<int64_t>(vectors) * lanes<T>) < plan.threads) --vectors;
     return vectors;
 }
+
+// The product of one row with zeros.
+template <class T>
+alignas(64) constexpr T nothing[max_vectors * lanes<T>] = {};
 
 template <class T>
 TBPTT_INLINE void fill(T* to, int64_t count, T value) {

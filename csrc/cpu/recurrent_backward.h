@@ -121,8 +121,7 @@ class BackwardPass {
     }
 
     struct Walk {
-        const Segment* segments;
-        int64_t count;
+        Lanes lanes;
         Range panels;
         T* carry;            // [rows together][H]
         const T** pointers;  // [rows together]
@@ -134,56 +133,38 @@ class BackwardPass {
         Segment* mine = segments_ + worker.index * p_.segment_count;
         const int64_t count = take_segments(p_.segments, p_.segment_count, plan_.sharing, worker, mine);
         const T* pointers[rows_together];
-        Walk w{mine,
-               0,
-               by_rows ? Range{0, recurrent_.panels} : split(recurrent_.panels, worker),
-               carry_ + (by_rows ? worker.index : 0) * rows_together * hidden_,
-               pointers,
-               worker};
-        for (int64_t first = 0; first < count; first += rows_together) {
-            w.segments = mine + first;
-            w.count = smaller(rows_together, count - first);
-            walk_together(w);
-        }
-    }
-
-    void walk_together(const Walk& w) {
-        int64_t live = w.count;
-        for (int64_t lag = 0;; ++lag) {
-            while (live > 0 && w.segments[live - 1].length <= lag) --live;
-            if (live == 0) break;
-            lag == 0 ? start(w) : carry_back(w, lag, live);
+        Walk w{Lanes(mine, count), by_rows ? Range{0, recurrent_.panels} : split(recurrent_.panels, worker),
+               carry_ + (by_rows ? worker.index : 0) * rows_together * hidden_, pointers, worker};
+        for (int64_t step = 0; w.lanes.count() > 0; w.lanes.advance(++step)) {
+            carry_back(w, step);
             // dgates of other workers' units enter this worker's next product.
             if (plan_.sharing == Sharing::units) wait_for_all(w.worker);
         }
     }
 
-    // One tile of the carried product, [height][width]. At lag 0 nothing comes from later steps: a stride of 0 repeats zeros.
+    // One tile of the carried product, [height][width].
     struct Tile {
-        int64_t panel, first_row, height, lag, stride;
+        int64_t panel, first_row, height, step;
         const T* product;
     };
 
-    void start(const Walk& w) {
-        alignas(64) const T nothing[max_vectors * L] = {};
-        for (int64_t p = w.panels.begin; p < w.panels.end; ++p) apply_cell(w, Tile{p, 0, w.count, 0, 0, nothing});
+    void carry_back(const Walk& w, int64_t step) {
+        const int64_t begun = w.lanes.begun(), starting = w.lanes.count() - begun;
+        for (int64_t i = 0; i < begun; ++i)
+            w.pointers[i] = gradients_of(w.lanes[i], step - 1) + cell.recurrent_first() * hidden_;
+        const auto finish = [&](int64_t p, int64_t first, int64_t height, const T* c) {
+            apply_cell(w, Tile{p, first, height, step, c});
+        };
+        product<T>(w.pointers, begun, recurrent_, w.panels, finish, step % 2 != 0);
+        // Where a segment starts, nothing comes from later steps.
+        if (starting > 0)
+            for (int64_t p = w.panels.begin; p < w.panels.end; ++p) finish(p, begun, starting, nullptr);
     }
 
-    void carry_back(const Walk& w, int64_t lag, int64_t live) {
-        for (int64_t i = 0; i < live; ++i)
-            w.pointers[i] = gradients_of(w, i, lag - 1) + cell.recurrent_first() * hidden_;
-        product<T>(
-            w.pointers, live, recurrent_, w.panels,
-            [&](int64_t p, int64_t first, int height, const T* c) {
-                apply_cell(w, Tile{p, first, height, lag, recurrent_.width(), c});
-            },
-            lag % 2 != 0);
-    }
-
-    // Where the row's own dgates of this lag lie: in the sum itself if no other window adds to it.
-    T* gradients_of(const Walk& w, int64_t row, int64_t lag) const {
-        if (p_.overlapping) return own_dgates_ + ((lag % 2) * rows_together + row) * ld_;
-        return dgates_ + place(w.segments[row], lag) * ld_;
+    // Where the row's own dgates of this step of the walk lie: in the sum itself if no other window adds to it.
+    T* gradients_of(const Lanes::Lane& lane, int64_t step) const {
+        if (p_.overlapping) return own_dgates_ + ((step % 2) * rows_together + lane.slot) * ld_;
+        return dgates_ + place(*lane.segment, step - lane.begin) * ld_;
     }
 
     int64_t place(const Segment& segment, int64_t lag) const {
@@ -193,6 +174,7 @@ class BackwardPass {
     // Where one vector of units of one row is found.
     struct Place {
         const Segment* segment;
+        int64_t lag;          // from where the segment begins
         int64_t step;         // -1 in the initial state
         int64_t place;        // row of [T·B]
         int64_t unit, count;  // in a row of H
@@ -203,17 +185,20 @@ class BackwardPass {
 
     Place find(const Walk& w, const Tile& tile, int64_t row, int64_t vector) const {
         const int64_t index = tile.first_row + row;
-        const Segment& segment = w.segments[index];
-        const int64_t at = place(segment, tile.lag), step = segment.origin - tile.lag, unit = (tile.panel * recurrent_.vectors + vector) * L;
+        const Lanes::Lane& lane = w.lanes[index];
+        const Segment& segment = *lane.segment;
+        const int64_t lag = tile.step - lane.begin, step = segment.origin - lag, at = place(segment, lag);
+        const int64_t unit = (tile.panel * recurrent_.vectors + vector) * L;
         return {&segment,
+                lag,
                 step,
                 at,
                 unit,
                 hidden_ - unit,
-                tile.lag > 0 && p_.carry_scale ? p_.carry_scale[at + shape_.batch] : T(1),
-                w.carry + index * hidden_ + unit,
-                step >= 0 ? gradients_of(w, index, tile.lag) + unit : nullptr,
-                tile.product + row * tile.stride + vector * L};
+                lag > 0 && p_.carry_scale ? p_.carry_scale[at + shape_.batch] : T(1),
+                w.carry + lane.slot * hidden_ + unit,
+                step >= 0 ? gradients_of(lane, tile.step) + unit : nullptr,
+                lag > 0 ? tile.product + row * recurrent_.width() + vector * L : nothing<T>};
     }
 
     void apply_cell(const Walk& w, const Tile& tile) {
@@ -230,13 +215,13 @@ class BackwardPass {
                     continue;
                 }
                 if (++found < N) continue;
-                full ? into_gates<true>(tile.lag, at) : into_gates<false>(tile.lag, at);
+                full ? into_gates<true>(at) : into_gates<false>(at);
                 found = 0;
             }
         if (found == 0) return;
         // The last vector again: the same values are written twice, or added once.
         for (int n = found; n < N; ++n) at[n] = at[found - 1];
-        full ? into_gates<true>(tile.lag, at, found) : into_gates<false>(tile.lag, at, found);
+        full ? into_gates<true>(at, found) : into_gates<false>(at, found);
     }
 
     void into_initial_state(const Place& at) {
@@ -265,25 +250,28 @@ class BackwardPass {
         if (at.step == 0)
             return p_.layer.c0 ? load_lanes<Full>(p_.layer.c0 + row * hidden_ + at.unit, at.count) : Vec<T>{};
         const auto saved = saved_.find(at.step - 1, row, at.unit);
-        return load_lanes<Full>(static_cast<const T*>(p_.tape.saved) + saved.first + cell.saved * saved.stride, at.count);
+        return load_lanes<Full>(static_cast<const T*>(p_.tape.saved) + saved.first + cell.saved * saved.stride,
+                                at.count);
     }
 
     template <bool Full>
-    TBPTT_INLINE void into_gates(int64_t lag, const Place (&at)[N], int different = N) {
+    TBPTT_INLINE void into_gates(const Place (&at)[N], int different = N) {
         const RecurrentTape<T>& tape = p_.tape;
         const auto read = [&](const T* from, int n) { return load_lanes<Full>(from, at[n].count); };
         typename SavedLayout<T>::Place tape_at[N];
         if (kept > 0)
             for (int n = 0; n < N; ++n) tape_at[n] = saved_.find(at[n].step, at[n].segment->batch, at[n].unit);
         V dh = each<T, N>([&](int n) { return load(at[n].product) * at[n].factor; }), carry = V::all(0);
-        if (cell.has_carry && lag > 0) carry = each<T, N>([&](int n) { return read(at[n].carry, n) * at[n].factor; });
-        add_losses<Full>(lag, at, dh, carry);
+        if (cell.has_carry)
+            carry = each<T, N>([&](int n) { return at[n].lag > 0 ? read(at[n].carry, n) * at[n].factor : Vec<T>{}; });
+        add_losses<Full>(at, dh, carry);
         V saved[cell.saved + 1], gates[cell.gate_gradients], carry_out{}, h{}, c{}, h_old{}, c_old{};
 #pragma GCC unroll 5
         for (int s = 0; s < kept; ++s)
-            saved[s] = each<T, N>(
-                [&](int n) { return read(tape.saved + tape_at[n].first + s * tape_at[n].stride, n); });
-        if (cell.saved == 0) h = each<T, N>([&](int n) { return read(tape.h + at[n].place * hidden_ + at[n].unit, n); });
+            saved[s] =
+                each<T, N>([&](int n) { return read(tape.saved + tape_at[n].first + s * tape_at[n].stride, n); });
+        if (cell.saved == 0)
+            h = each<T, N>([&](int n) { return read(tape.h + at[n].place * hidden_ + at[n].unit, n); });
         if (cell.has_c) c = saved[cell.saved];
         if (cell.candidate_apart) h_old = each<T, N>([&](int n) { return h_before<Full>(at[n]); });
         if (cell.has_c) c_old = each<T, N>([&](int n) { return c_before<Full>(at[n]); });
@@ -303,14 +291,14 @@ class BackwardPass {
 
     // What enters at this step: the gradient of its loss, and at the end of the sequence that of the final state.
     template <bool Full>
-    TBPTT_INLINE void add_losses(int64_t lag, const Place (&at)[N], V& dh, V& carry) {
+    TBPTT_INLINE void add_losses(const Place (&at)[N], V& dh, V& carry) {
 #pragma GCC unroll 4
         for (int n = 0; n < N; ++n) {
             const Segment& segment = *at[n].segment;
             const auto read = [&](const T* from) { return load_lanes<Full>(from, at[n].count); };
             if (p_.grad_out && at[n].step >= segment.inject_from)
                 dh.part[n] += read(p_.grad_out + at[n].place * hidden_ + at[n].unit);
-            if (lag > 0 || at[n].step < shape_.steps - 1) continue;
+            if (at[n].lag > 0 || at[n].step < shape_.steps - 1) continue;
             const int64_t final = segment.batch * hidden_ + at[n].unit;
             if (p_.grad_h_n) dh.part[n] += read(p_.grad_h_n + final);
             if (cell.has_c && p_.grad_c_n) carry.part[n] += read(p_.grad_c_n + final);

@@ -98,23 +98,17 @@ class ForwardPass {
         const int64_t count = take_segments(p_.segments, p_.segment_count, plan_.sharing, worker, mine);
         const Range panels = by_rows ? Range{0, unit_panels_} : split(unit_panels_, worker);
         const int64_t own = by_rows ? worker.index : 0;
-        Walk walk{mine,
-                  0,
+        Walk walk{Lanes(mine, count),
                   panels,
                   scratch_ + own * run_rows_ * unit_panels_ * input_.width(),
                   c_ + own * rows_together * shape_.hidden,
                   pointers_ + worker.index * (run_rows_ + rows_together),
                   worker};
-        for (int64_t first = 0; first < count; first += rows_together) {
-            walk.segments = mine + first;
-            walk.count = smaller(rows_together, count - first);
-            walk_together(walk);
-        }
+        walk_along(walk);
     }
 
     struct Walk {
-        const Segment* segments;
-        int64_t count;
+        Lanes lanes;
         Range panels;
         T* scratch;          // [panels][run rows][width]: the input's product
         T* c;                // [rows together][H]
@@ -122,26 +116,19 @@ class ForwardPass {
         const Worker& worker;
     };
 
-    void walk_together(const Walk& w) {
-        const int64_t steps = w.segments[0].length;
-        for (int64_t begin = 0, end; begin < steps; begin = end) {
+    void walk_along(Walk& w) {
+        for (int64_t begin = 0, end; w.lanes.count() > 0; begin = end) {
             const int64_t rows = gather_inputs(w, begin, end);
             multiply_inputs(w, rows);
             int64_t row = 0;
             for (int64_t step = begin; step < end; ++step) {
-                const int64_t live = live_at(w, step);
-                multiply_state(w, step, live, row, rows);
-                row += live;
+                multiply_state(w, step, row, rows);
+                row += w.lanes.count();
+                w.lanes.advance(step + 1);
                 // Units of other workers feed this worker's next step.
                 if (plan_.sharing == Sharing::units) wait_for_all(w.worker);
             }
         }
-    }
-
-    static int64_t live_at(const Walk& w, int64_t step) {
-        int64_t live = w.count;
-        while (live > 0 && w.segments[live - 1].length <= step) --live;
-        return live;
     }
 
     int64_t place(const Segment& segment, int64_t step) const {
@@ -150,13 +137,11 @@ class ForwardPass {
 
     // The rows of x for as many steps from `begin` as the scratch holds.
     int64_t gather_inputs(const Walk& w, int64_t begin, int64_t& end) {
+        Lanes lanes = w.lanes;
         int64_t rows = 0;
-        for (end = begin; end < w.segments[0].length; ++end) {
-            const int64_t live = live_at(w, end);
-            if (rows + live > run_rows_) break;
-            for (int64_t i = 0; i < live; ++i)
-                w.pointers[rows++] = p_.layer.x + place(w.segments[i], end) * shape_.inputs;
-        }
+        for (end = begin; lanes.count() > 0 && rows + lanes.count() <= run_rows_; lanes.advance(++end))
+            for (int64_t i = 0; i < lanes.count(); ++i)
+                w.pointers[rows++] = p_.layer.x + place(*lanes[i].segment, end - lanes[i].begin) * shape_.inputs;
         return rows;
     }
 
@@ -181,83 +166,89 @@ class ForwardPass {
         return given ? initial + segment.batch * shape_.hidden : static_cast<const T*>(zeros_);
     }
 
-    void multiply_state(const Walk& w, int64_t step, int64_t live, int64_t row, int64_t rows) {
+    void multiply_state(const Walk& w, int64_t step, int64_t row, int64_t rows) {
         const T** before = w.pointers + run_rows_;
-        for (int64_t i = 0; i < live; ++i) before[i] = state_before(w.segments[i], step);
+        const int64_t count = w.lanes.count();
+        int64_t with_state = w.lanes.begun();
+        for (int64_t i = 0; i < count; ++i) {
+            before[i] = state_before(*w.lanes[i].segment, step - w.lanes[i].begin);
+            if (before[i] != zeros_) with_state = larger(with_state, i + 1);
+        }
+        const auto finish = [&](int64_t p, int64_t first, int64_t height, const T* c) {
+            const Tile tile{p, first, height, step, w.scratch + (p * rows + row + first) * input_.width(), c};
+            if ((p + 1) * unit_vectors_ * L <= shape_.hidden)
+                apply_cell<true>(w, tile);
+            else
+                apply_cell<false>(w, tile);
+        };
         // Every other step goes through the panels backwards: those used last are still in cache.
         const bool backwards = step % 2 != 0;
-        product<T>(
-            before, live, recurrent_, w.panels,
-            [&](int64_t p, int64_t first, int height, const T* c) {
-                const T* input = w.scratch + (p * rows + row + first) * input_.width();
-                const Tile tile{p, first, height, step, input, c};
-                if ((p + 1) * unit_vectors_ * L <= shape_.hidden)
-                    apply_cell<true>(w, tile);
-                else
-                    apply_cell<false>(w, tile);
-            },
-            backwards);
+        product<T>(before, with_state, recurrent_, w.panels, finish, backwards);
+        if (with_state < count)
+            for (int64_t p = w.panels.begin; p < w.panels.end; ++p) finish(p, with_state, count - with_state, nullptr);
     }
 
     // One tile of the recurrent product, with the input's product beside it: [height][width] each.
     struct Tile {
-        int64_t panel, first_row;
-        int height;
-        int64_t step;
+        int64_t panel, first_row, height, step;
         const T *input, *recurrent;
     };
 
     // Where one vector of units of one row is found.
     struct Place {
-        int64_t tile;         // in the tile
-        int64_t unit, count;  // in a row of H
-        int64_t state;        // in [T, B, H]
+        const T *input, *recurrent;  // of the first gate
+        int64_t unit, count;         // in a row of H
+        int64_t state;               // in [T, B, H]
         typename SavedLayout<T>::Place saved;
         const T *h_before, *c_before;
         T* c;
         T* c_n;  // null before the last step
     };
 
-    Place find(const Walk& w, const Tile& tile, int row, int unit_vector) const {
+    Place find(const Walk& w, const Tile& tile, int64_t row, int64_t unit_vector) const {
         const int64_t index = tile.first_row + row, hidden = shape_.hidden;
-        const Segment& segment = w.segments[index];
-        const int64_t unit = (tile.panel * unit_vectors_ + unit_vector) * L, at = place(segment, tile.step);
-        T* c = w.c + index * hidden + unit;
-        return {row * input_.width() + unit_vector * L,
-                unit,
-                hidden - unit,
-                at * hidden + unit,
-                saved_.find(segment.origin + tile.step, segment.batch, unit),
-                w.pointers[run_rows_ + index] + unit,
-                cell.has_c && tile.step == 0 ? starts_from(p_.layer.c0, segment) + unit : c,
-                c,
-                cell.has_c && segment.origin + tile.step == shape_.steps - 1 ? p_.c_n + segment.batch * hidden + unit
-                                                                             : nullptr};
+        const Lanes::Lane& lane = w.lanes[index];
+        const Segment& segment = *lane.segment;
+        const int64_t step = tile.step - lane.begin, in_tile = row * input_.width() + unit_vector * L;
+        const int64_t unit = (tile.panel * unit_vectors_ + unit_vector) * L;
+        const T* before = w.pointers[run_rows_ + index];
+        T* c = w.c + lane.slot * hidden + unit;
+        return {
+            tile.input + in_tile,
+            before == zeros_ ? nothing<T> : tile.recurrent + in_tile,
+            unit,
+            hidden - unit,
+            place(segment, step) * hidden + unit,
+            saved_.find(segment.origin + step, segment.batch, unit),
+            before + unit,
+            cell.has_c && step == 0 ? starts_from(p_.layer.c0, segment) + unit : c,
+            c,
+            cell.has_c && segment.origin + step == shape_.steps - 1 ? p_.c_n + segment.batch * hidden + unit : nullptr};
     }
 
     template <bool Full>
     void apply_cell(const Walk& w, const Tile& tile) {
-        const int vectors = tile.height * unit_vectors_;
-        for (int first = 0; first < vectors; first += N) {
+        const int64_t vectors = tile.height * unit_vectors_;
+        for (int64_t first = 0; first < vectors; first += N) {
             Place at[N];
             for (int n = 0; n < N; ++n) {
                 // At the end the last vector is taken again: the same values are written twice.
-                const int i = first + n < vectors ? first + n : vectors - 1;
+                const int64_t i = first + n < vectors ? first + n : vectors - 1;
                 at[n] = unit_vectors_ == 1 ? find(w, tile, i, 0) : find(w, tile, i / unit_vectors_, i % unit_vectors_);
             }
-            apply_cell<Full>(tile, at);
+            apply_cell<Full>(at);
         }
     }
 
     template <bool Full>
-    TBPTT_INLINE void apply_cell(const Tile& tile, const Place (&at)[N]) {
+    TBPTT_INLINE void apply_cell(const Place (&at)[N]) {
         const RecurrentTape<T>& tape = p_.tape;
         const int64_t stride = unit_vectors_ * L;
         V in[cell.gates], rec[cell.gates], saved[cell.saved + 1], h{}, c{};
 #pragma GCC unroll 4
         for (int g = 0; g < cell.gates; ++g) {
-            in[g] = each<T, N>([&](int n) { return load(tile.input + at[n].tile + g * stride); });
-            rec[g] = each<T, N>([&](int n) { return load(tile.recurrent + at[n].tile + g * stride); });
+            in[g] = each<T, N>([&](int n) { return load(at[n].input + g * stride); });
+            rec[g] = each<T, N>([&](int n) { return load(at[n].recurrent + g * stride); });
         }
         if (cell.candidate_apart)
             rec[cell.gates - 1] =

@@ -113,6 +113,11 @@ TBPTT_INLINE int64_t smaller(T a, T b) {
     return a < b ? a : b;
 }
 
+template <class T>
+TBPTT_INLINE int64_t larger(T a, T b) {
+    return a < b ? b : a;
+}
+
 TBPTT_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 }  // namespace TBPTT_ISA

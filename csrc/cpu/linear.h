@@ -63,7 +63,8 @@ void linear_backward(const LinearBackward<T>& p) {
     const T* grad = activated ? static_cast<const T*>(before) : p.grad_y;
     const GradientOperand<T> operand{rows, p.grad_w ? p.inputs : 0, p.grad_w, p.grad_b};
     const GradientBlock block{0, p.outputs, {0, -1}};
-    WeightGradient<T> gradient(p.rows, grad, p.outputs, &block, 1, &operand, 1);
+    const int threads = threads_for(4.0 * static_cast<double>(p.rows * p.inputs) * static_cast<double>(p.outputs));
+    WeightGradient<T> gradient(p.rows, grad, p.outputs, &block, 1, &operand, 1, threads);
     const auto prepare = [&](const Worker& worker) {
         const Range panels = split(p.grad_x ? w.panels : 0, worker), mine = split(p.rows, worker);
         for (int64_t i = panels.begin; i < panels.end; ++i) pack_rows(w, i, p.w, p.inputs, p.inputs);
@@ -75,18 +76,16 @@ void linear_backward(const LinearBackward<T>& p) {
             store_partial(before + i, activation_gradient(p.activation, y, dy).part[0], count);
         }
     };
-    run_parallel(threads_for(4.0 * static_cast<double>(p.rows * p.inputs) * static_cast<double>(p.outputs)),
-                 [&](const Worker& worker) {
-                     prepare(worker);
-                     wait_for_all(worker);
-                     if (p.grad_x)
-                         product_of_matrix(worker, grad, p.rows, p.outputs, w,
-                                           [&](int64_t row, int64_t column, const T* c) {
-                                               write_columns(p.grad_x + row * p.inputs, p.inputs, column, w.width(), c,
-                                                             [](Vec<T> sum, int64_t) { return sum; });
-                                           });
-                     if (p.grad_w || p.grad_b) gradient.run(worker);
-                 });
+    run_parallel(threads, [&](const Worker& worker) {
+        prepare(worker);
+        wait_for_all(worker);
+        if (p.grad_x)
+            product_of_matrix(worker, grad, p.rows, p.outputs, w, [&](int64_t row, int64_t column, const T* c) {
+                write_columns(p.grad_x + row * p.inputs, p.inputs, column, w.width(), c,
+                              [](Vec<T> sum, int64_t) { return sum; });
+            });
+        if (p.grad_w || p.grad_b) gradient.run(worker);
+    });
 }
 
 }  // namespace TBPTT_ISA

@@ -44,7 +44,8 @@ class BackwardPass {
           pointers_(threads_ * dx_rows),
           segments_(plan_.threads * p.segment_count),
           operands_{{x_rows_, shape_.inputs, p.grad_w_ih, p.grad_b_ih}, {h_rows_, hidden_, p.grad_w_hh, p.grad_b_hh}},
-          gradient_(rows_, dgates_, ld_, blocks_, describe_blocks(), operands_, 2) {
+          gradient_(rows_, dgates_, ld_, blocks_, describe_blocks(), operands_, 2, threads_),
+          dx_tasks_(ceil_div(rows_, dx_rows), threads_) {
         recurrent_.data = packed_recurrent_;
         input_.data = packed_input_;
     }
@@ -306,11 +307,10 @@ class BackwardPass {
     }
 
     void input_gradient(const Worker& worker) {
-        const Range blocks = split(ceil_div(rows_, dx_rows), worker);
         const T** pointers = pointers_ + worker.index * dx_rows;
         const int64_t inputs = shape_.inputs;
-        for (int64_t first = blocks.begin * dx_rows; first < smaller(blocks.end * dx_rows, rows_); first += dx_rows) {
-            const int64_t count = smaller(dx_rows, rows_ - first);
+        dx_tasks_.run(worker, [&](int64_t block) {
+            const int64_t first = block * dx_rows, count = smaller(dx_rows, rows_ - first);
             for (int64_t i = 0; i < count; ++i)
                 pointers[i] = dgates_ + (first + i) * ld_ + cell.input_first() * hidden_;
             product<T>(pointers, count, input_, Range{0, input_.panels},
@@ -321,7 +321,7 @@ class BackwardPass {
                                for (int64_t j = 0; j < input_.width() && column + j < inputs; j += L)
                                    store_partial(to + j, load(c + j), inputs - column - j);
                        });
-        }
+        });
     }
 
     const RecurrentBackward<T>& p_;
@@ -339,6 +339,7 @@ class BackwardPass {
     Buffer<Segment> segments_;
     GradientOperand<T> operands_[max_operands];
     WeightGradient<T> gradient_;
+    Tasks dx_tasks_;
 };
 
 }  // namespace TBPTT_ISA

@@ -67,7 +67,7 @@ class WeightGradient {
    public:
     // a [depth][lda]; the blocks cover the columns in order and must outlive this object, as must the operands
     WeightGradient(int64_t depth, const T* a, int64_t lda, const GradientBlock* blocks, int block_count,
-                   const GradientOperand<T>* operands, int operand_count)
+                   const GradientOperand<T>* operands, int operand_count, int threads)
         : depth_(depth),
           a_(a),
           lda_(lda),
@@ -82,22 +82,24 @@ class WeightGradient {
           packed_a_(a_panels_ * a_panel_size),
           packed_b_(b_panels_ * gradient::width<T> * gradient::block<T>),
           sums_(a_panels_ * b_panels_ * tile_size),
-          bias_(a_panels_ * span) {
+          bias_(a_panels_ * span),
+          tiles_(a_panels_ * b_panels_, threads) {
         list_panels();
     }
 
     void run(const Worker& worker) {
         const Range mine_a = split(a_panels_, worker), mine_b = split(b_panels_, worker);
-        const Range tiles = split(a_panels_ * b_panels_, worker);
         for (int64_t i = mine_a.begin * span; i < mine_a.end * span; ++i) bias_[i] = T(0);
         for (int64_t first = 0; first < depth_; first += gradient::block<T>) {
             const int64_t rows = smaller(gradient::block<T>, depth_ - first);
             pack(mine_a, rows, [&](int64_t p, int64_t begin, int64_t end) { pack_a(p, first, begin, end); });
             pack(mine_b, rows, [&](int64_t p, int64_t begin, int64_t end) { pack_b(p, first, begin, end); });
+            tiles_.reset(worker);
             wait_for_all(worker);
-            for (int64_t i = tiles.begin; i < tiles.end; ++i) multiply(i, rows, first == 0);
+            tiles_.run(worker, [&](int64_t i) { multiply(i, rows, first == 0); });
             wait_for_all(worker);
         }
+        const Range tiles = split(a_panels_ * b_panels_, worker);
         for (int64_t i = tiles.begin; i < tiles.end; ++i) write(i);
         for (int64_t p = mine_a.begin; p < mine_a.end; ++p) write_bias(p);
     }
@@ -244,6 +246,7 @@ class WeightGradient {
     Buffer<PanelOfA> panels_of_a_;
     Buffer<PanelOfB> panels_of_b_;
     Buffer<T> packed_a_, packed_b_, sums_, bias_;
+    Tasks tiles_;
 };
 
 }  // namespace TBPTT_ISA

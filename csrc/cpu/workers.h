@@ -1,6 +1,8 @@
 // Splitting work over the pool's workers, and their scratch memory.
 #pragma once
 
+#include <atomic>
+#include <new>
 #include <type_traits>
 
 #include "../memory.h"
@@ -45,6 +47,36 @@ TBPTT_INLINE Range split(int64_t total, int64_t index, int64_t count) {
 }
 
 TBPTT_INLINE Range split(int64_t total, const Worker& worker) { return split(total, worker.index, worker.count); }
+
+// Independent tasks 0 … total-1: each worker takes its own part first, then what others have left, so that a core that is
+// slow or busy holds nobody up. Who takes a task must not change its result.
+class Tasks {
+   public:
+    Tasks(int64_t total, int threads)
+        : total_(total), chunk_(larger<int64_t>(1, total / (16 * threads))), taken_(threads) {
+        for (int i = 0; i < threads; ++i) new (&taken_[i]) Counter{};
+    }
+
+    // Before each run but the first, with a wait for all between this and the run.
+    void reset(const Worker& worker) { taken_[worker.index].next = 0; }
+
+    template <class Task>
+    void run(const Worker& worker, Task task) {
+        for (int k = 0; k < worker.count; ++k) {
+            const int owner = (worker.index + k) % worker.count;
+            const Range part = split(total_, owner, worker.count);
+            for (int64_t first; (first = part.begin + taken_[owner].next.fetch_add(chunk_)) < part.end;)
+                for (int64_t i = first; i < smaller(first + chunk_, part.end); ++i) task(i);
+        }
+    }
+
+   private:
+    struct alignas(64) Counter {
+        std::atomic<int64_t> next{0};
+    };
+    const int64_t total_, chunk_;
+    Buffer<Counter> taken_;
+};
 
 // Threads worth waking for so much arithmetic: a wake-up costs some microseconds.
 TBPTT_INLINE int threads_for(double flops) {

@@ -95,6 +95,39 @@ struct LinearBackward {
     T* grad_b;        // out = [outputs] or null
 };
 
+// Cross-correlation in two dimensions. Zeros surround the input: pad_top rows above it, pad_left columns before it, and as
+// many behind as the output's size asks for.
+struct ConvolutionShape {
+    std::int64_t batch, groups, inputs, outputs;  // N; I and O, the channels of all groups
+    std::int64_t height, width;                   // of the input
+    std::int64_t out_height, out_width;
+    std::int64_t kernel_height, kernel_width, stride_y, stride_x, dilation_y, dilation_x, pad_top, pad_left;
+    bool channels_last;  // images are [N, Y, X, channels], else [N, channels, Y, X]
+};
+
+template <class T>
+struct ConvolutionForward {
+    ConvolutionShape shape;
+    Activation activation;
+    const T* x;  // input images
+    const T* w;  // [O, I/groups, kernel_height, kernel_width]
+    const T* b;  // [O] or null
+    T* y;        // out = output images
+};
+
+template <class T>
+struct ConvolutionBackward {
+    ConvolutionShape shape;
+    Activation activation;
+    const T* grad_y;  // output images
+    const T* x;       // input images
+    const T* w;       // [O, I/groups, kernel_height, kernel_width]
+    const T* y;       // output images; null without activation
+    T* grad_x;        // out = input images, or null
+    T* grad_w;        // out = [O, I/groups, kernel_height, kernel_width] or null
+    T* grad_b;        // out = [O] or null
+};
+
 template <class T>
 struct EmbeddingForward {
     std::int64_t rows, width;  // N, D
@@ -189,6 +222,8 @@ struct Kernels {
     void (*recurrent_backward)(const RecurrentBackward<T>&);
     void (*linear_forward)(const LinearForward<T>&);
     void (*linear_backward)(const LinearBackward<T>&);
+    void (*convolution_forward)(const ConvolutionForward<T>&);
+    void (*convolution_backward)(const ConvolutionBackward<T>&);
     void (*embedding_forward)(const EmbeddingForward<T>&);
     void (*embedding_backward)(const EmbeddingBackward<T>&);
     void (*softmax_cross_entropy)(const SoftmaxCrossEntropy<T>&);

@@ -64,6 +64,40 @@ void check_ids(const Ids& ids, int64_t end, const int64_t* ignored, const Argume
     }
 }
 
+Activation read_activation(py::handle given, const char* op) {
+    if (given.is_none()) return Activation::none;
+    const Argument argument{op, "activation"};
+    if (!py::isinstance<py::str>(given)) argument.type_error("expected None or a string, got " + type_name(given));
+    const std::string name = py::str(given);
+    if (name == "relu") return Activation::relu;
+    if (name == "tanh") return Activation::tanh;
+    if (name == "sigmoid") return Activation::sigmoid;
+    argument.value_error("expected None, 'relu', 'tanh' or 'sigmoid', got '" + name + "'");
+}
+
+Needs read_needs(py::handle given, const char* op) {
+    const Argument argument{op, "needs"};
+    Needs needs;
+    if (!py::isinstance<py::tuple>(given) && !py::isinstance<py::list>(given))
+        argument.type_error("expected a tuple of 'x', 'w', 'b', got " + type_name(given));
+    for (const py::handle item : given) {
+        const std::string name = py::str(item);
+        if (name == "x")
+            needs.x = true;
+        else if (name == "w")
+            needs.w = true;
+        else if (name == "b")
+            needs.b = true;
+        else
+            argument.value_error("expected 'x', 'w' or 'b', got '" + name + "'");
+    }
+    return needs;
+}
+
+py::object chosen(bool needed, const py::array& array) {
+    return needed ? py::object(array) : py::object(py::none());
+}
+
 int64_t read_integer(py::handle object, int64_t least, const Argument& argument) {
     const py::object number = to_index(object);
     if (!number) argument.type_error("expected an integer, got " + type_name(object));

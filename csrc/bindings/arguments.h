@@ -4,6 +4,7 @@
 #include <limits>
 #include <vector>
 
+#include "../api.h"
 #include "check.h"
 
 namespace tbptt::python {
@@ -43,6 +44,16 @@ Ids read_ids(py::handle object, const Argument& argument);
 
 // A ValueError unless all are in [0, end) or, where there is one, equal to `*ignored`.
 void check_ids(const Ids& ids, int64_t end, const int64_t* ignored, const Argument& argument);
+
+// None, "relu", "tanh" or "sigmoid".
+Activation read_activation(py::handle given, const char* op);
+
+// Which gradients a backward pass is to make.
+struct Needs {
+    bool x = false, w = false, b = false;
+};
+Needs read_needs(py::handle given, const char* op);
+py::object chosen(bool needed, const py::array& array);  // None where it is not
 
 int64_t read_integer(py::handle object, int64_t least, const Argument& argument);
 

@@ -6,17 +6,6 @@ namespace tbptt::python {
 
 namespace {
 
-Activation read_activation(py::handle given, const char* op) {
-    if (given.is_none()) return Activation::none;
-    const Argument argument{op, "activation"};
-    if (!py::isinstance<py::str>(given)) argument.type_error("expected None or a string, got " + type_name(given));
-    const std::string name = py::str(given);
-    if (name == "relu") return Activation::relu;
-    if (name == "tanh") return Activation::tanh;
-    if (name == "sigmoid") return Activation::sigmoid;
-    argument.value_error("expected None, 'relu', 'tanh' or 'sigmoid', got '" + name + "'");
-}
-
 struct LinearShape {
     Extents leading;
     int64_t rows, inputs, outputs;
@@ -54,29 +43,6 @@ py::array linear(const LinearShape& shape, py::handle x_given, py::handle w_give
     return reshaped(y.array, with_last(shape.leading, outputs));
 }
 
-struct Needs {
-    bool x = false, w = false, b = false;
-};
-
-Needs read_needs(py::handle given, const char* op) {
-    const Argument argument{op, "needs"};
-    Needs needs;
-    if (!py::isinstance<py::tuple>(given) && !py::isinstance<py::list>(given))
-        argument.type_error("expected a tuple of 'x', 'w', 'b', got " + type_name(given));
-    for (const py::handle item : given) {
-        const std::string name = py::str(item);
-        if (name == "x")
-            needs.x = true;
-        else if (name == "w")
-            needs.w = true;
-        else if (name == "b")
-            needs.b = true;
-        else
-            argument.value_error("expected 'x', 'w' or 'b', got '" + name + "'");
-    }
-    return needs;
-}
-
 template <class T>
 py::tuple linear_backward(const LinearShape& shape, py::handle grad_given, py::handle x_given, py::handle w_given,
                           py::handle y_given, Activation activation, Needs needs) {
@@ -99,12 +65,8 @@ py::tuple linear_backward(const LinearShape& shape, py::handle grad_given, py::h
                                       needs.x ? grad_x.data : nullptr, needs.w ? grad_w.data : nullptr,
                                       needs.b ? grad_b.data : nullptr});
     }
-    const auto chosen = [](bool needed, const py::array& array) {
-        return needed ? py::object(array) : py::object(py::none());
-    };
-    return py::make_tuple(
-        needs.x ? py::object(reshaped(grad_x.array, with_last(shape.leading, inputs))) : py::object(py::none()),
-        chosen(needs.w, grad_w.array), chosen(needs.b, grad_b.array));
+    return py::make_tuple(chosen(needs.x, reshaped(grad_x.array, with_last(shape.leading, inputs))),
+                          chosen(needs.w, grad_w.array), chosen(needs.b, grad_b.array));
 }
 
 template <class T>

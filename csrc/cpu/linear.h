@@ -26,13 +26,6 @@ TBPTT_INLINE void product_of_matrix(const Worker& worker, const T* a, int64_t ro
     }
 }
 
-// Writes a tile's row to out [columns] from `column` on, each vector changed by `change(vector, column)`.
-template <class T, class Change>
-TBPTT_INLINE void write_columns(T* out, int64_t columns, int64_t column, int64_t width, const T* c, Change change) {
-    for (int64_t j = 0; j < width && column + j < columns; j += lanes<T>)
-        store_partial(out + column + j, change(load(c + j), column + j), columns - column - j);
-}
-
 template <class T>
 void linear_forward(const LinearForward<T>& p) {
     Packed<T> w = layout_panels<T>(p.inputs, p.outputs, choose_vectors<T>(p.outputs));
@@ -61,7 +54,7 @@ void linear_backward(const LinearBackward<T>& p) {
     Buffer<const T*> rows(p.rows);
     w.data = packed;
     const T* grad = activated ? static_cast<const T*>(before) : p.grad_y;
-    const GradientOperand<T> operand{rows, p.grad_w ? p.inputs : 0, p.grad_w, p.grad_b};
+    const GradientOperand<T> operand{rows, p.grad_w ? p.inputs : 0, p.grad_w, p.grad_b, 0, p.inputs, 1};
     const GradientBlock block{0, p.outputs, {0, -1}};
     const int threads = threads_for(4.0 * static_cast<double>(p.rows * p.inputs) * static_cast<double>(p.outputs));
     WeightGradient<T> gradient(p.rows, grad, p.outputs, &block, 1, &operand, 1, threads);

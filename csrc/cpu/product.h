@@ -49,11 +49,11 @@ TBPTT_INLINE Packed<T> layout_panels(int64_t depth, int64_t columns, int vectors
     return {nullptr, depth, ceil_div(columns, static_cast<int64_t>(vectors) * lanes<T>), vectors};
 }
 
-// finish(panel, first_row, rows, c) gets each tile of rows·B, c [rows][width], while it is in the first-level cache.
+// finish(panel, first_row, height, c) gets each tile of rows·B, c [rows][width], while it is in the first-level cache.
 // Rows are cut into tiles of nearly equal height; panels are the outer loop, so that a panel stays in cache, and may be
 // taken `backwards`.
 template <class T, class Finish>
-TBPTT_INLINE void product(const T* const* rows, int64_t count, const Packed<T>& b, Range panels, Finish&& finish,
+TBPTT_INLINE void product(const Rows<T>& rows, int64_t count, const Packed<T>& b, Range panels, Finish&& finish,
                           bool backwards = false) {
     alignas(64) T c[largest_tile_rows * max_vectors * lanes<T>];
     const int64_t tiles = ceil_div(count, max_tile_rows(b.vectors));
@@ -66,10 +66,24 @@ TBPTT_INLINE void product(const T* const* rows, int64_t count, const Packed<T>& 
             const int height = static_cast<int>(tile.end - tile.begin);
             const Tile<T> multiply =
                 far ? find_tile<T, true>(height, b.vectors) : find_tile<T, false>(height, b.vectors);
-            multiply(b.depth, rows + tile.begin, b.panel(p), c, b.part(next, i, tiles));
+            multiply(rows.from(tile.begin), b.panel(p), c, b.part(next, i, tiles));
             finish(p, tile.begin, height, static_cast<const T*>(c));
         }
     }
+}
+
+// The same for rows that are not in pieces.
+template <class T, class Finish>
+TBPTT_INLINE void product(const T* const* rows, int64_t count, const Packed<T>& b, Range panels, Finish&& finish,
+                          bool backwards = false) {
+    product<T>(Rows<T>{rows, b.depth}, count, b, panels, static_cast<Finish&&>(finish), backwards);
+}
+
+// Writes a tile's row to out [columns] from `column` on, each vector changed by `change(vector, column)`.
+template <class T, class Change>
+TBPTT_INLINE void write_columns(T* out, int64_t columns, int64_t column, int64_t width, const T* c, Change change) {
+    for (int64_t j = 0; j < width && column + j < columns; j += lanes<T>)
+        store_partial(out + column + j, change(load(c + j), column + j), columns - column - j);
 }
 
 }  // namespace TBPTT_ISA

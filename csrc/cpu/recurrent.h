@@ -122,10 +122,5 @@ TBPTT_INLINE int vectors_for(int64_t columns, const Plan& plan) {
 template <class T>
 alignas(64) constexpr T nothing[max_vectors * lanes<T>] = {};
 
-template <class T>
-TBPTT_INLINE void fill(T* to, int64_t count, T value) {
-    for (int64_t i = 0; i < count; ++i) to[i] = value;
-}
-
 }  // namespace TBPTT_ISA
 }  // namespace tbptt

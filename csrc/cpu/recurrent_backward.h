@@ -43,7 +43,8 @@ class BackwardPass {
           carry_(cell.has_carry ? scratches() * rows_together * hidden_ : 0),
           pointers_(threads_ * dx_rows),
           segments_(plan_.threads * p.segment_count),
-          operands_{{x_rows_, shape_.inputs, p.grad_w_ih, p.grad_b_ih}, {h_rows_, hidden_, p.grad_w_hh, p.grad_b_hh}},
+          operands_{{x_rows_, shape_.inputs, p.grad_w_ih, p.grad_b_ih, 0, shape_.inputs, 1},
+                    {h_rows_, hidden_, p.grad_w_hh, p.grad_b_hh, 1, hidden_, 1}},
           gradient_(rows_, dgates_, ld_, blocks_, describe_blocks(), operands_, 2, threads_),
           dx_tasks_(ceil_div(rows_, dx_rows), threads_) {
         recurrent_.data = packed_recurrent_;
@@ -337,7 +338,7 @@ class BackwardPass {
     Buffer<T> own_dgates_, carry_;
     Buffer<const T*> pointers_;
     Buffer<Segment> segments_;
-    GradientOperand<T> operands_[max_operands];
+    GradientOperand<T> operands_[2];
     WeightGradient<T> gradient_;
     Tasks dx_tasks_;
 };

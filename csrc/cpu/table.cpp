@@ -18,6 +18,12 @@ void recurrent_forward(const RecurrentForward<T>&);
 template <class T>
 void recurrent_backward(const RecurrentBackward<T>&);
 
+// Instantiated in convolution_float.cpp and convolution_double.cpp.
+template <class T>
+void convolution_forward(const ConvolutionForward<T>&);
+template <class T>
+void convolution_backward(const ConvolutionBackward<T>&);
+
 namespace {
 
 template <class T>
@@ -38,7 +44,7 @@ void sigmoid_array(int64_t count, const T* from, T* to) {
 template <class T>
 constexpr Kernels<T> make_kernels() {
     return {recurrent_forward<T>, recurrent_backward<T>, linear_forward<T>,        linear_backward<T>,
-            embedding_forward<T>, embedding_backward<T>, softmax_cross_entropy<T>, squared_error<T>,
+            convolution_forward<T>, convolution_backward<T>, embedding_forward<T>, embedding_backward<T>, softmax_cross_entropy<T>, squared_error<T>,
             gradient_norm<T>,     sgd_step<T>,           rmsprop_step<T>,          adam_step<T>,
             exp_array<T>,         tanh_array<T>,         sigmoid_array<T>};
 }

@@ -32,43 +32,56 @@ struct Ahead {
     int64_t step;
 };
 
-// out c [rows][vectors][lanes] = the product of the rows a [depth] and the panel b [depth][vectors][lanes].
-template <class T, int Rows, int Vectors, bool Fetch>
-void tile(int64_t depth, const T* const* a, const T* __restrict b, T* __restrict c, Ahead ahead) {
+// The rows of A in `taps` pieces of `depth` elements: piece t of row r begins at piece[t·stride + r]. A plain matrix has one
+// piece a row, a convolution one for each element of its kernel.
+template <class T>
+struct Rows {
+    const T* const* piece;
+    int64_t depth, taps = 1, stride = 0;
+
+    Rows from(int64_t row) const { return {piece + row, depth, taps, stride}; }
+};
+
+// out c [rows][vectors][lanes] = the product of the rows a [taps·depth] and the panel b [taps·depth][vectors][lanes].
+template <class T, int Height, int Vectors, bool Fetch>
+void tile(Rows<T> a, const T* __restrict b, T* __restrict c, Ahead ahead) {
     constexpr int L = lanes<T>;
-    Vec<T> sum[Rows][Vectors];
-    const T* row[Rows];
+    Vec<T> sum[Height][Vectors];
 #pragma GCC unroll 16
-    for (int r = 0; r < Rows; ++r) {
-        row[r] = a[r];
+    for (int r = 0; r < Height; ++r)
 #pragma GCC unroll 4
         for (int v = 0; v < Vectors; ++v) sum[r][v] = Vec<T>{};
-    }
 #pragma GCC unroll 1
-    for (int64_t k = 0; k < depth; ++k, b += Vectors * L) {
-        Vec<T> column[Vectors];
-#pragma GCC unroll 4
-        for (int v = 0; v < Vectors; ++v) column[v] = load(b + v * L);
-        prefetch<Vectors>(b + panel_ahead * Vectors * L);
-        if (Fetch) {
-            prefetch_far(ahead.next);
-            ahead.next += ahead.step;
-        }
+    for (int64_t t = 0; t < a.taps; ++t, a.piece += a.stride) {
+        const T* row[Height];
 #pragma GCC unroll 16
-        for (int r = 0; r < Rows; ++r) {
-            const Vec<T> factor = broadcast(row[r][k]);
+        for (int r = 0; r < Height; ++r) row[r] = a.piece[r];
+#pragma GCC unroll 1
+        for (int64_t k = 0; k < a.depth; ++k, b += Vectors * L) {
+            Vec<T> column[Vectors];
 #pragma GCC unroll 4
-            for (int v = 0; v < Vectors; ++v) sum[r][v] += factor * column[v];
+            for (int v = 0; v < Vectors; ++v) column[v] = load(b + v * L);
+            prefetch<Vectors>(b + panel_ahead * Vectors * L);
+            if (Fetch) {
+                prefetch_far(ahead.next);
+                ahead.next += ahead.step;
+            }
+#pragma GCC unroll 16
+            for (int r = 0; r < Height; ++r) {
+                const Vec<T> factor = broadcast(row[r][k]);
+#pragma GCC unroll 4
+                for (int v = 0; v < Vectors; ++v) sum[r][v] += factor * column[v];
+            }
         }
     }
 #pragma GCC unroll 16
-    for (int r = 0; r < Rows; ++r)
+    for (int r = 0; r < Height; ++r)
 #pragma GCC unroll 4
         for (int v = 0; v < Vectors; ++v) store(c + (r * Vectors + v) * L, sum[r][v]);
 }
 
 template <class T>
-using Tile = void (*)(int64_t depth, const T* const* a, const T* b, T* c, Ahead ahead);
+using Tile = void (*)(Rows<T> a, const T* b, T* c, Ahead ahead);
 
 template <class T, int Vectors, bool Fetch>
 TBPTT_INLINE Tile<T> find_tile(int rows) {

@@ -50,16 +50,17 @@ template <class T>
 struct GradientOperand {
     const T* const* rows;  // [depth], each [columns]; null for a row of zeros
     int64_t columns;
-    T* weight;  // out = [·, columns]
-    T* bias;    // out = [·] or null
+    T* weight;                          // out = [·, columns], `row_stride` and `column_stride` apart; or null
+    T* bias;                            // out = [·] or null
+    int kind;                           // which of a block's rows is meant
+    int64_t row_stride, column_stride;  // of the weight's gradient
 };
 
-constexpr int max_operands = 2;
-
-// Columns of dgates that share their operands: `row[i]` is the first row of operand i's gradient that they fill, or -1.
+// Columns of dgates that share their operands: `row[kind]` is the first row of such operands' gradients that they fill, or
+// -1.
 struct GradientBlock {
     int64_t first, columns;
-    int64_t row[max_operands];
+    int64_t row[2];
 };
 
 template <class T>
@@ -88,12 +89,22 @@ class WeightGradient {
     }
 
     void run(const Worker& worker) {
+        run(worker, [](int64_t, int64_t) { return false; });
+    }
+
+    // prepare(first, rows) may make the operands' rows a block at a time: if it returns true, all workers have set the
+    // elements 0 … rows-1 of every operand's `rows` together.
+    template <class Prepare>
+    void run(const Worker& worker, Prepare prepare) {
         const Range mine_a = split(a_panels_, worker), mine_b = split(b_panels_, worker);
         for (int64_t i = mine_a.begin * span; i < mine_a.end * span; ++i) bias_[i] = T(0);
         for (int64_t first = 0; first < depth_; first += gradient::block<T>) {
             const int64_t rows = smaller(gradient::block<T>, depth_ - first);
+            const bool prepared = prepare(first, rows);
+            if (prepared) wait_for_all(worker);
+            const int64_t offset = prepared ? 0 : first;
             pack(mine_a, rows, [&](int64_t p, int64_t begin, int64_t end) { pack_a(p, first, begin, end); });
-            pack(mine_b, rows, [&](int64_t p, int64_t begin, int64_t end) { pack_b(p, first, begin, end); });
+            pack(mine_b, rows, [&](int64_t p, int64_t begin, int64_t end) { pack_b(p, offset, begin, end); });
             tiles_.reset(worker);
             wait_for_all(worker);
             tiles_.run(worker, [&](int64_t i) { multiply(i, rows, first == 0); });
@@ -201,7 +212,7 @@ class WeightGradient {
         }
     }
 
-    bool meets(Pair at) const { return panels_of_a_[at.a].block->row[panels_of_b_[at.b].operand] >= 0; }
+    bool meets(Pair at) const { return panels_of_a_[at.a].block->row[operands_[panels_of_b_[at.b].operand].kind] >= 0; }
 
     void multiply(int64_t i, int64_t rows, bool first) {
         const Pair at = tile_at(i);
@@ -221,16 +232,18 @@ class WeightGradient {
         const PanelOfB& right = panels_of_b_[at.b];
         const GradientOperand<T>& operand = operands_[right.operand];
         const T* sum = sums_ + i * tile_size;
-        T* out = operand.weight + (left.block->row[right.operand] + left.column) * operand.columns + right.column;
-        for (int64_t r = 0; r < left.columns; ++r, out += operand.columns, sum += gradient::width<T>)
-            for (int64_t j = 0; j < right.columns; ++j) out[j] = depth_ > 0 ? sum[j] : T(0);
+        T* out = operand.weight + (left.block->row[operand.kind] + left.column) * operand.row_stride +
+                 right.column * operand.column_stride;
+        for (int64_t r = 0; r < left.columns; ++r, out += operand.row_stride, sum += gradient::width<T>)
+            for (int64_t j = 0; j < right.columns; ++j) out[j * operand.column_stride] = depth_ > 0 ? sum[j] : T(0);
     }
 
     void write_bias(int64_t p) {
         const PanelOfA& panel = panels_of_a_[p];
         for (int i = 0; i < operand_count_; ++i) {
-            if (!operands_[i].bias || panel.block->row[i] < 0) continue;
-            T* out = operands_[i].bias + panel.block->row[i] + panel.column;
+            const int64_t row = panel.block->row[operands_[i].kind];
+            if (!operands_[i].bias || row < 0) continue;
+            T* out = operands_[i].bias + row + panel.column;
             for (int64_t j = 0; j < panel.columns; ++j) out[j] = bias_[p * span + j];
         }
     }

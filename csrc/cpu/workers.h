@@ -29,6 +29,11 @@ class Buffer {
 
 constexpr int64_t core_cache = 1500000;  // bytes that stay in a core's own cache from one pass over them to the next
 
+template <class T>
+TBPTT_INLINE void fill(T* to, int64_t count, T value) {
+    for (int64_t i = 0; i < count; ++i) to[i] = value;
+}
+
 template <class Body>
 void run_parallel(int threads, Body&& body) {
     using Stored = std::remove_reference_t<Body>;

@@ -13,11 +13,16 @@ from ._runtime import (
 )
 from ._version import __version__
 from .ops import (
+    ConvGrads,
     LinearGrads,
     RecurrentGrads,
     StepResult,
     Tape,
     adam_step,
+    conv1d,
+    conv1d_backward,
+    conv2d,
+    conv2d_backward,
     embedding,
     embedding_backward,
     exp,
@@ -38,6 +43,7 @@ from .ops import (
 )
 
 __all__ = [
+    "ConvGrads",
     "LinearGrads",
     "RecurrentGrads",
     "StepResult",
@@ -47,6 +53,10 @@ __all__ = [
     "adam_step",
     "available_isas",
     "build_info",
+    "conv1d",
+    "conv1d_backward",
+    "conv2d",
+    "conv2d_backward",
     "embedding",
     "embedding_backward",
     "exp",

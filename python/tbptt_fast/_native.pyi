@@ -36,6 +36,54 @@ def linear(x: Any, w: Any, b: Any, activation: str | None) -> NDArray[Any]: ...
 def linear_backward(
     grad_out: Any, x: Any, w: Any, y: Any, activation: str | None, needs: tuple[str, ...]
 ) -> tuple[Any, Any, Any]: ...
+def conv1d(
+    x: Any,
+    w: Any,
+    b: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: SupportsIndex,
+    activation: str | None,
+    layout: str,
+) -> NDArray[Any]: ...
+def conv1d_backward(
+    grad_out: Any,
+    x: Any,
+    w: Any,
+    y: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: SupportsIndex,
+    activation: str | None,
+    layout: str,
+    needs: tuple[str, ...],
+) -> tuple[Any, Any, Any]: ...
+def conv2d(
+    x: Any,
+    w: Any,
+    b: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: SupportsIndex,
+    activation: str | None,
+    layout: str,
+) -> NDArray[Any]: ...
+def conv2d_backward(
+    grad_out: Any,
+    x: Any,
+    w: Any,
+    y: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: SupportsIndex,
+    activation: str | None,
+    layout: str,
+    needs: tuple[str, ...],
+) -> tuple[Any, Any, Any]: ...
 def embedding(ids: Any, w: Any) -> NDArray[Any]: ...
 def embedding_backward(grad_out: Any, ids: Any, num_embeddings: SupportsIndex) -> NDArray[Any]: ...
 def softmax_cross_entropy(

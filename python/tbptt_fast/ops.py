@@ -14,15 +14,27 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 from . import _native
 from ._native import Tape
 from ._types import Array, ArrayLike
+from .ops_convolution import (
+    ConvGrads,
+    conv1d,
+    conv1d_backward,
+    conv2d,
+    conv2d_backward,
+)
 from .ops_layers import embedding, embedding_backward, mse_loss, softmax_cross_entropy
 from .ops_optim import StepResult, adam_step, rmsprop_step, sgd_step
 
 __all__ = [
+    "ConvGrads",
     "LinearGrads",
     "RecurrentGrads",
     "StepResult",
     "Tape",
     "adam_step",
+    "conv1d",
+    "conv1d_backward",
+    "conv2d",
+    "conv2d_backward",
     "embedding",
     "embedding_backward",
     "exp",

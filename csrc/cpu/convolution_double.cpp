@@ -1,0 +1,9 @@
+// Instantiates the convolutions for double.
+#include "convolution.h"
+
+namespace tbptt {
+namespace TBPTT_ISA {
+template void convolution_forward<double>(const ConvolutionForward<double>&);
+template void convolution_backward<double>(const ConvolutionBackward<double>&);
+}  // namespace TBPTT_ISA
+}  // namespace tbptt

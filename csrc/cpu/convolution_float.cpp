@@ -1,0 +1,9 @@
+// Instantiates the convolutions for float.
+#include "convolution.h"
+
+namespace tbptt {
+namespace TBPTT_ISA {
+template void convolution_forward<float>(const ConvolutionForward<float>&);
+template void convolution_backward<float>(const ConvolutionBackward<float>&);
+}  // namespace TBPTT_ISA
+}  // namespace tbptt

@@ -1,0 +1,174 @@
+"""Convolutions; part of `tbptt_fast.ops`, whose first lines hold here too."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, SupportsIndex, TypeAlias
+
+from . import _native
+from ._types import Array, ArrayLike
+
+Activation: TypeAlias = Literal["relu", "tanh", "sigmoid"] | None
+Needs: TypeAlias = Sequence[Literal["x", "w", "b"]]
+Extent: TypeAlias = SupportsIndex | Sequence[SupportsIndex]  # one for all directions, or each
+Sides: TypeAlias = Sequence[Sequence[SupportsIndex]]
+
+
+class ConvGrads(NamedTuple):
+    """Gradients of a convolution, each shaped like its argument; None where not needed."""
+
+    x: Array | None
+    w: Array | None
+    b: Array | None
+
+
+def conv2d(
+    x: ArrayLike,
+    w: ArrayLike,
+    b: ArrayLike | None = None,
+    *,
+    stride: Extent = 1,
+    padding: Extent | Sides | Literal["same", "valid"] = 0,
+    dilation: Extent = 1,
+    groups: SupportsIndex = 1,
+    activation: Activation = None,
+    layout: Literal["NCHW", "NHWC"] = "NCHW",
+) -> Array:
+    """Return f(w ⋆ x + b): images [N, O, Y', X'] for x [N, I, Y, X] and w [O, I/groups, kY, kX].
+
+    The kernel is not flipped (cross-correlation), as in every framework for neural networks.
+
+    Args:
+        b: [O] or None.
+        stride, dilation: one integer, or (vertical, horizontal).
+        padding: zeros around the images: one integer, (vertical, horizontal), a pair of sides
+            ((top, bottom), (left, right)), "valid" (none), or "same": as many outputs as inputs
+            (with a stride, the quotient rounded up), an odd zero going behind.
+        groups: output channels of group g see the input channels of group g only.
+        activation: f; None (identity), "relu", "tanh" or "sigmoid", applied in the same pass.
+        layout: "NCHW", or "NHWC" with x [N, Y, X, I] and images [N, Y', X', O]; w is the same.
+
+    Returns:
+        Y' = (Y + top + bottom - dilation·(kY - 1) - 1) // stride + 1, and X' likewise.
+
+    Raises:
+        TypeError, ValueError: see `tbptt_fast.ops`; the kernel exceeds the padded image.
+
+    >>> import numpy as np
+    >>> conv2d(np.ones((1, 1, 3, 3)), np.ones((1, 1, 3, 3)), padding=1)[0, 0].tolist()
+    [[4.0, 6.0, 4.0], [6.0, 9.0, 6.0], [4.0, 6.0, 4.0]]
+    """
+    return _native.conv2d(x, w, b, stride, padding, dilation, groups, activation, layout)
+
+
+def conv2d_backward(
+    grad_out: ArrayLike,
+    x: ArrayLike,
+    w: ArrayLike,
+    *,
+    y: ArrayLike | None = None,
+    stride: Extent = 1,
+    padding: Extent | Sides | Literal["same", "valid"] = 0,
+    dilation: Extent = 1,
+    groups: SupportsIndex = 1,
+    activation: Activation = None,
+    layout: Literal["NCHW", "NHWC"] = "NCHW",
+    needs: Needs = ("x", "w", "b"),
+) -> ConvGrads:
+    """Gradients of `conv2d` by x, w and b; those not in `needs` are None and cost nothing.
+
+    Args:
+        grad_out: gradient by the output.
+        y: the output of `conv2d`; needed with an activation (relu'(0) = 0).
+
+    The other arguments are those of `conv2d`.
+
+    Raises:
+        TypeError, ValueError: as `conv2d`.
+
+    >>> import numpy as np
+    >>> x, w = np.ones((1, 1, 2, 2)), np.ones((1, 1, 2, 2))
+    >>> grads = conv2d_backward(np.ones((1, 1, 1, 1)), x, w, needs=("w", "b"))
+    >>> grads.w.tolist(), grads.b.tolist(), grads.x
+    ([[[[1.0, 1.0], [1.0, 1.0]]]], [1.0], None)
+    """
+    return ConvGrads(
+        *_native.conv2d_backward(
+            grad_out,
+            x,
+            w,
+            y,
+            stride,
+            padding,
+            dilation,
+            groups,
+            activation,
+            layout,
+            tuple(needs),
+        )
+    )
+
+
+def conv1d(
+    x: ArrayLike,
+    w: ArrayLike,
+    b: ArrayLike | None = None,
+    *,
+    stride: Extent = 1,
+    padding: Extent | Sides | Literal["same", "valid", "causal"] = 0,
+    dilation: Extent = 1,
+    groups: SupportsIndex = 1,
+    activation: Activation = None,
+    layout: Literal["NCL", "NLC"] = "NCL",
+) -> Array:
+    """`conv2d` in one dimension: [N, O, X'] for x [N, I, X] and w [O, I/groups, k].
+
+    Args:
+        padding: also ((before, behind),), or "causal": zeros before the first element only, so
+            that no output sees a later input.
+        layout: "NCL", or "NLC" with x [N, X, I] and outputs [N, X', O].
+
+    The other arguments and errors are those of `conv2d`.
+
+    >>> import numpy as np
+    >>> conv1d(np.array([[[1.0, 2.0, 3.0]]]), np.ones((1, 1, 2)), padding="causal").tolist()
+    [[[1.0, 3.0, 5.0]]]
+    """
+    return _native.conv1d(x, w, b, stride, padding, dilation, groups, activation, layout)
+
+
+def conv1d_backward(
+    grad_out: ArrayLike,
+    x: ArrayLike,
+    w: ArrayLike,
+    *,
+    y: ArrayLike | None = None,
+    stride: Extent = 1,
+    padding: Extent | Sides | Literal["same", "valid", "causal"] = 0,
+    dilation: Extent = 1,
+    groups: SupportsIndex = 1,
+    activation: Activation = None,
+    layout: Literal["NCL", "NLC"] = "NCL",
+    needs: Needs = ("x", "w", "b"),
+) -> ConvGrads:
+    """Gradients of `conv1d`, as `conv2d_backward` gives those of `conv2d`.
+
+    >>> import numpy as np
+    >>> conv1d_backward(np.ones((1, 1, 2)), np.ones((1, 1, 3)), np.ones((1, 1, 2))).x.tolist()
+    [[[1.0, 2.0, 1.0]]]
+    """
+    return ConvGrads(
+        *_native.conv1d_backward(
+            grad_out,
+            x,
+            w,
+            y,
+            stride,
+            padding,
+            dilation,
+            groups,
+            activation,
+            layout,
+            tuple(needs),
+        )
+    )

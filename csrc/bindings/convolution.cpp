@@ -92,7 +92,8 @@ class Reader {
     bool read_layout(py::handle given) const {
         const Argument argument{op_, "layout"};
         if (!py::isinstance<py::str>(given)) argument.type_error("expected a string, got " + type_name(given));
-        const std::string name = py::str(given), first = rank_ == 1 ? "NCL" : "NCHW", last = rank_ == 1 ? "NLC" : "NHWC";
+        const std::string name = py::str(given), first = rank_ == 1 ? "NCL" : "NCHW",
+                          last = rank_ == 1 ? "NLC" : "NHWC";
         if (name != first && name != last)
             argument.value_error("expected '" + first + "' or '" + last + "', got '" + name + "'");
         return name == last;
@@ -148,7 +149,8 @@ class Reader {
                         const Padding& pad) const {
         constexpr int64_t limit = int64_t{1} << 40;  // far beyond memory; keeps what follows from overflowing
         for (const int64_t value : {stride, dilation, pad.before, pad.behind})
-            if (value > limit) Argument{op_, "padding"}.value_error("expected stride, dilation and padding below 2**40");
+            if (value > limit)
+                Argument{op_, "padding"}.value_error("expected stride, dilation and padding below 2**40");
         const int64_t room = size + pad.before + pad.behind;
         if (kernel > limit / dilation || dilation * (kernel - 1) + 1 > room)
             Argument{op_, "w"}.value_error("expected a kernel within the padded " + std::string(direction) + " " +
@@ -186,7 +188,8 @@ py::tuple backward(const char* op, const Convolution& c, py::handle grad_given, 
     Input<T> y;
     if (activation != Activation::none) {
         if (y_given.is_none())
-            Argument{op, "y"}.value_error("expected the output of the convolution, which an activation needs, got None");
+            Argument{op, "y"}.value_error(
+                "expected the output of the convolution, which an activation needs, got None");
         y = input_of_extents<T>(y_given, c.y, {op, "y"});
     }
     const Output<T> grad_x({needs.x ? element_count(c.x) : 0}), grad_w({needs.w ? element_count(c.w) : 0}),
@@ -215,20 +218,20 @@ void define(py::module_& module, const char* op, const char* op_backward, int ra
         return with_dtype(dtype,
                           [&](auto zero) { return forward<decltype(zero)>(op, c, x_array, w_array, b, function); });
     });
-    module.def(op_backward, [op = op_backward, rank](py::handle grad_out, py::handle x, py::handle w, py::handle y,
-                                                     py::handle stride, py::handle padding, py::handle dilation,
-                                                     py::handle groups, py::handle activation, py::handle layout,
-                                                     py::handle needs) {
-        const py::array x_array = to_array(x, {op, "x"}), w_array = to_array(w, {op, "w"});
-        const DType dtype = float_dtype(x_array, {op, "x"});
-        const Convolution c =
-            Reader(op, rank, x_array, w_array, layout).read(w_array, stride, padding, dilation, groups);
-        const Activation function = read_activation(activation, op);
-        const Needs wanted = read_needs(needs, op);
-        return with_dtype(dtype, [&](auto zero) {
-            return backward<decltype(zero)>(op, c, grad_out, x_array, w_array, y, function, wanted);
-        });
-    });
+    module.def(op_backward,
+               [op = op_backward, rank](py::handle grad_out, py::handle x, py::handle w, py::handle y,
+                                        py::handle stride, py::handle padding, py::handle dilation, py::handle groups,
+                                        py::handle activation, py::handle layout, py::handle needs) {
+                   const py::array x_array = to_array(x, {op, "x"}), w_array = to_array(w, {op, "w"});
+                   const DType dtype = float_dtype(x_array, {op, "x"});
+                   const Convolution c =
+                       Reader(op, rank, x_array, w_array, layout).read(w_array, stride, padding, dilation, groups);
+                   const Activation function = read_activation(activation, op);
+                   const Needs wanted = read_needs(needs, op);
+                   return with_dtype(dtype, [&](auto zero) {
+                       return backward<decltype(zero)>(op, c, grad_out, x_array, w_array, y, function, wanted);
+                   });
+               });
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 #include "convolution_gradient.h"
 #include "correlation_first.h"
 #include "correlation_last.h"
+#include "depthwise.h"
 
 namespace tbptt {
 namespace TBPTT_ISA {
@@ -11,7 +12,9 @@ namespace TBPTT_ISA {
 template <class T>
 void correlate(const Correlation<T>& c) {
     if (c.grid.positions() == 0 || c.groups * c.columns == 0) return;
-    c.source_shape.channels_last ? CorrelationLast<T>(c).run() : CorrelationFirst<T>(c).run();
+    const bool last = c.source_shape.channels_last;
+    if (is_depthwise(c)) return last ? DepthwiseLast<T>(c).run() : DepthwiseFirst<T>(c).run();
+    last ? CorrelationLast<T>(c).run() : CorrelationFirst<T>(c).run();
 }
 
 TBPTT_INLINE ImageShape input_image(const ConvolutionShape& s) {
@@ -29,9 +32,24 @@ Correlation<T> forward_correlation(const ConvolutionShape& s, const T* x, const 
     for (int64_t i = 0; i < kernel_size(s); ++i)
         taps[i] = {i / s.kernel_width * s.dilation_y - s.pad_top, i % s.kernel_width * s.dilation_x - s.pad_left, i};
     const int64_t depth = s.inputs / s.groups, columns = s.outputs / s.groups, row = depth * kernel_size(s);
-    return {x,          input_image(s), s.stride_y, s.stride_x, taps,           kernel_size(s), s.groups,
-            depth,      columns,        w,          columns * row, kernel_size(s), row,            b,
-            activation, y,              output_image(s), {s.batch, s.out_height, s.out_width}};
+    return {x,
+            input_image(s),
+            s.stride_y,
+            s.stride_x,
+            taps,
+            kernel_size(s),
+            s.groups,
+            depth,
+            columns,
+            w,
+            columns * row,
+            kernel_size(s),
+            row,
+            b,
+            activation,
+            y,
+            output_image(s),
+            {s.batch, s.out_height, s.out_width}};
 }
 
 template <class T>
@@ -87,6 +105,9 @@ void convolution_backward(const ConvolutionBackward<T>& p) {
     Buffer<Tap> taps(kernel_size(s));
     const Correlation<T> c =
         forward_correlation<T>(s, p.x, p.w, nullptr, Activation::none, static_cast<T*>(nullptr), taps);
+    if (is_depthwise(c))
+        return s.channels_last ? DepthwiseLast<T>(c).gradient(g, p.grad_w, p.grad_b)
+                               : DepthwiseFirst<T>(c).gradient(g, p.grad_w, p.grad_b);
     for (int64_t group = 0; group < s.groups; ++group) {
         if (s.channels_last)
             ConvolutionGradientLast<T>(c, g, p.grad_w, p.grad_b, group).run();

@@ -24,7 +24,8 @@ class ConvolutionGradientLast {
           operands_(1 + count_),
           rows_((1 + count_) * gradient::block<T>),
           folded_rows_(folded_ ? gradient::block<T> * count_ * c.depth : 0),
-          gradient_(c.grid.positions(), g, c.groups * c.columns, &block_, 1, operands_, describe(grad_w, grad_b), threads_) {}
+          gradient_(c.grid.positions(), g, c.groups * c.columns, &block_, 1, operands_, describe(grad_w, grad_b),
+                    threads_) {}
 
     void run() {
         run_parallel(threads_, [this](const Worker& worker) {
@@ -45,7 +46,12 @@ class ConvolutionGradientLast {
             operands_[n++] = {rows_, count_ * c_.depth, w, nullptr, 0, c_.w_column, 1};
         } else {
             for (; n < count_; ++n)
-                operands_[n] = {rows_ + n * gradient::block<T>, c_.depth, w + c_.taps[n].element, nullptr, 0, c_.w_column,
+                operands_[n] = {rows_ + n * gradient::block<T>,
+                                c_.depth,
+                                w + c_.taps[n].element,
+                                nullptr,
+                                0,
+                                c_.w_column,
                                 c_.w_depth};
         }
         operands_[n++] = {rows_, 0, nullptr, b, 0, 0, 0};
@@ -187,8 +193,7 @@ class ConvolutionGradientFirst {
         for (int64_t column = columns.begin; column < columns.end; ++column) {
             const int64_t p = column / right_.width(), lane = column % right_.width();
             T* to = grad_w_ ? grad_w_ + group_ * c_.w_group + column * c_.w_column : nullptr;
-            for (int64_t k = 0; k < depth_; ++k)
-                to[k] = none ? T(0) : sums_[(p * depth_ + k) * right_.width() + lane];
+            for (int64_t k = 0; k < depth_; ++k) to[k] = none ? T(0) : sums_[(p * depth_ + k) * right_.width() + lane];
             if (grad_b_) grad_b_[group_ * c_.columns + column] = bias_[column];
         }
     }

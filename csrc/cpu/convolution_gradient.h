@@ -133,7 +133,7 @@ class ConvolutionGradientFirst {
     int64_t choose_pixels() const {
         constexpr int64_t bytes = 512 << 10;
         const int64_t fit = bytes / (larger<int64_t>(1, depth_) * static_cast<int64_t>(sizeof(T)));
-        const int64_t pixels = smaller<int64_t>(256, larger<int64_t>(32, fit));
+        const int64_t pixels = smaller<int64_t>(PixelRuns<T>::most, larger<int64_t>(32, fit));
         return smaller(ceil_div(pixels, lanes<T>) * lanes<T>, ceil_div(c_.grid.positions(), lanes<T>) * lanes<T>);
     }
 
@@ -141,11 +141,12 @@ class ConvolutionGradientFirst {
     void gather(const Worker& worker, int64_t first) {
         const int64_t count = smaller(pixels_, c_.grid.positions() - first);
         const Position at = position_of(c_.grid, first);
+        const PixelRuns<T> runs(c_, first, count);
         const Range rows = split(depth_, worker), panels = split(right_.panels, worker);
         for (int64_t k = rows.begin; k < rows.end; ++k) {
             const int64_t d = k / c_.tap_count;
-            gather_pixels(c_, c_.source + (group_ * c_.depth + d) * c_.source_shape.plane(), c_.taps[k % c_.tap_count],
-                          at, count, left_ + k * pixels_, pixels_);
+            runs.gather(c_, c_.source + (group_ * c_.depth + d) * c_.source_shape.plane(), c_.taps[k % c_.tap_count],
+                        left_ + k * pixels_, pixels_);
         }
         const int64_t width = right_.width(), plane = c_.target_shape.plane();
         for (int64_t p = panels.begin; p < panels.end; ++p)

@@ -11,36 +11,63 @@
 namespace tbptt {
 namespace TBPTT_ISA {
 
-// to [width] = the source's plane at one tap, for `count` positions of the grid from q on; zeros outside and beyond.
+// Neighbouring positions of the grid in rows: what a panel of pixels is made of.
 template <class T>
-TBPTT_INLINE void gather_pixels(const Correlation<T>& c, const T* source, Tap tap, Position at, int64_t count, T* to,
-                                int64_t width) {
-    const int64_t plane_of_all = c.source_shape.plane() * c.source_shape.channels;
-    for (int64_t done = 0; done < count;) {
-        const int64_t run = smaller(count - done, c.grid.width - at.x);
-        const int64_t y = at.y * c.step_y + tap.dy, x = at.x * c.step_x + tap.dx;
-        const int64_t room = c.source_shape.width - x;
-        int64_t begin = run, end = run;
-        if (y >= 0 && y < c.source_shape.height && room > 0) {
-            begin = smaller(run, x < 0 ? ceil_div(-x, c.step_x) : 0);
-            end = larger(begin, smaller(run, ceil_div(room, c.step_x)));
-        }
-        const T* from = source + at.n * plane_of_all + y * c.source_shape.width + x;
-        for (int64_t i = 0; i < begin; ++i) to[done + i] = T(0);
-        if (c.step_x == 1)
-            for (int64_t i = begin; i < end; ++i) to[done + i] = from[i];
-        else
-            for (int64_t i = begin; i < end; ++i) to[done + i] = from[i * c.step_x];
-        for (int64_t i = end; i < run; ++i) to[done + i] = T(0);
-        done += run;
-        at.x = 0;
-        if (++at.y == c.grid.height) {
-            at.y = 0;
-            ++at.n;
+class PixelRuns {
+   public:
+    static constexpr int64_t most = 256;
+
+    // `count` positions, at most `most`, from `first` on
+    PixelRuns(const Correlation<T>& c, int64_t first, int64_t count) {
+        Position at = position_of(c.grid, first);
+        for (int64_t done = 0; done < count; at = row_after(c.grid, at)) {
+            const int64_t length = smaller(count - done, c.grid.width - at.x);
+            const int64_t plane = at.n * c.source_shape.channels * c.source_shape.plane();
+            runs_[count_++] = {plane, at.y * c.step_y, at.x * c.step_x, done, length};
+            done += length;
         }
     }
-    for (int64_t i = count; i < width; ++i) to[i] = T(0);
-}
+
+    // to [width] = the source's plane at one tap, for the positions that were found; zeros outside and beyond.
+    void gather(const Correlation<T>& c, const T* source, const Tap& tap, T* to, int64_t width) const {
+        const int64_t height = c.source_shape.height, row = c.source_shape.width, step = c.step_x;
+        int64_t end = 0;
+        for (int64_t k = 0; k < count_; ++k) {
+            const Run& run = runs_[k];
+            const int64_t y = run.y + tap.dy, x = run.x + tap.dx;
+            // from[-x … room-1] is the source's row
+            const int64_t room = y >= 0 && y < height ? row - x : 0;
+            const T* from = source + run.plane + y * row + x;
+            T* out = to + run.begin;
+            if (step != 1)
+                for (int64_t i = 0, offset = 0; i < run.length; ++i, offset += step)
+                    out[i] = offset >= -x && offset < room ? from[offset] : T(0);
+            else
+                for (int64_t i = 0; i < run.length; i += lanes<T>) {
+                    const bool whole = x + i >= 0 && room - i >= lanes<T> && run.length - i >= lanes<T>;
+                    if (whole)
+                        store(out + i, load(from + i));
+                    else
+                        store_partial(out + i, load_range(from + i, -x - i, room - i), run.length - i);
+                }
+            end = run.begin + run.length;
+        }
+        for (; end < width; ++end) to[end] = T(0);
+    }
+
+   private:
+    struct Run {
+        int64_t plane, y, x;  // in the source, before a tap is added
+        int64_t begin, length;
+    };
+
+    static Position row_after(const Grid& grid, const Position& at) {
+        return at.y + 1 < grid.height ? Position{at.n, at.y + 1, 0} : Position{at.n + 1, 0, 0};
+    }
+
+    Run runs_[most];
+    int64_t count_ = 0;
+};
 
 template <class T>
 class CorrelationFirst {
@@ -93,15 +120,15 @@ class CorrelationFirst {
 
     void multiply(const Worker& worker, int64_t group, int64_t index) {
         const int64_t first = index * width_, count = smaller<int64_t>(width_, c_.grid.positions() - first);
-        const Position at = position_of(c_.grid, first);
+        const PixelRuns<T> runs(c_, first, count);
         T* panel = scratch_ + worker.index * depth_ * width_;
         for (int64_t d = 0; d < c_.depth; ++d) {
             const T* plane = c_.source + (group * c_.depth + d) * c_.source_shape.plane();
             for (int64_t t = 0; t < c_.tap_count; ++t)
-                gather_pixels(c_, plane, c_.taps[t], at, count, panel + (d * c_.tap_count + t) * width_, width_);
+                runs.gather(c_, plane, c_.taps[t], panel + (d * c_.tap_count + t) * width_, width_);
         }
         int64_t offsets[max_vectors * lanes<T>];
-        Position next = at;
+        Position next = position_of(c_.grid, first);
         for (int64_t i = 0; i < count; ++i, next = after(c_.grid, next)) offsets[i] = c_.target_at(next);
         const Packed<T> b{panel, depth_, 1, vectors_};
         product<T>(rows_ + group * c_.columns, c_.columns, b, Range{0, 1},

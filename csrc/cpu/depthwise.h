@@ -150,11 +150,17 @@ class DepthwiseFirst {
    private:
     static constexpr double work_per_flop = 8;
 
+    // The source at every tap for the positions of one row of the grid.
     const T* gather(const Worker& worker, const Position& at, int64_t channel) {
         T* rows = rows_ + worker.index * c_.tap_count * width_;
         const T* plane = c_.source + channel * c_.source_shape.plane();
-        for (int64_t t = 0; t < c_.tap_count; ++t)
-            gather_pixels(c_, plane, c_.taps[t], at, c_.grid.width, rows + t * width_, width_);
+        const int64_t row = (at.n * c_.grid.height + at.y) * c_.grid.width;
+        for (int64_t x = 0; x < c_.grid.width; x += PixelRuns<T>::most) {
+            const int64_t count = smaller(PixelRuns<T>::most, c_.grid.width - x);
+            const PixelRuns<T> runs(c_, row + x, count);
+            for (int64_t t = 0; t < c_.tap_count; ++t)
+                runs.gather(c_, plane, c_.taps[t], rows + t * width_ + x, smaller(PixelRuns<T>::most, width_ - x));
+        }
         return rows;
     }
 

@@ -7,6 +7,11 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
 
 #if defined(__AVX512F__)
 #define TBPTT_VECTOR_BYTES 64
@@ -71,19 +76,67 @@ TBPTT_INLINE Vec<T> broadcast(T value) {
     return value - Vec<T>{};
 }
 
-// The first `count` lanes (all of them if it is larger, none if negative); the others are zero (load) or untouched (store).
+// The lanes begin … end-1 of memory at `from`, zeros in the others, and stores to the first `count` lanes; bounds outside
+// of the vector are allowed. What lies beyond is neither read nor written.
+#if defined(__AVX512F__)
 template <class T>
-TBPTT_INLINE Vec<T> load_partial(const T* from, int64_t count) {
-    if (count >= lanes<T>) return load(from);
+TBPTT_INLINE unsigned first_lanes(int64_t count) {
+    return count <= 0 ? 0u : count >= lanes<T> ? (1u << lanes<T>)-1 : (1u << count) - 1;
+}
+TBPTT_INLINE Vec<float> load_range(const float* from, int64_t begin, int64_t end) {
+    return (Vec<float>)_mm512_maskz_loadu_ps(
+        static_cast<__mmask16>(first_lanes<float>(end) & ~first_lanes<float>(begin)), from);
+}
+TBPTT_INLINE Vec<double> load_range(const double* from, int64_t begin, int64_t end) {
+    return (Vec<double>)_mm512_maskz_loadu_pd(
+        static_cast<__mmask8>(first_lanes<double>(end) & ~first_lanes<double>(begin)), from);
+}
+TBPTT_INLINE void store_partial(float* to, Vec<float> value, int64_t count) {
+    _mm512_mask_storeu_ps(to, static_cast<__mmask16>(first_lanes<float>(count)), value);
+}
+TBPTT_INLINE void store_partial(double* to, Vec<double> value, int64_t count) {
+    _mm512_mask_storeu_pd(to, static_cast<__mmask8>(first_lanes<double>(count)), value);
+}
+#elif defined(__AVX2__)
+template <class T>
+TBPTT_INLINE VecBits<T> lanes_from_to(int64_t begin, int64_t end) {
+    using Lane = std::remove_reference_t<decltype(VecBits<T>{}[0])>;
+    const auto bound = [](int64_t value) {
+        return VecBits<T>{} + static_cast<Lane>(value < 0 ? 0 : value > lanes<T> ? lanes<T> : value);
+    };
+    VecBits<T> index{};
+    for (int i = 0; i < lanes<T>; ++i) index[i] = static_cast<Lane>(i);
+    return (VecBits<T>)(index >= bound(begin)) & (VecBits<T>)(index < bound(end));
+}
+TBPTT_INLINE Vec<float> load_range(const float* from, int64_t begin, int64_t end) {
+    return (Vec<float>)_mm256_maskload_ps(from, (__m256i)lanes_from_to<float>(begin, end));
+}
+TBPTT_INLINE Vec<double> load_range(const double* from, int64_t begin, int64_t end) {
+    return (Vec<double>)_mm256_maskload_pd(from, (__m256i)lanes_from_to<double>(begin, end));
+}
+TBPTT_INLINE void store_partial(float* to, Vec<float> value, int64_t count) {
+    _mm256_maskstore_ps(to, (__m256i)lanes_from_to<float>(0, count), value);
+}
+TBPTT_INLINE void store_partial(double* to, Vec<double> value, int64_t count) {
+    _mm256_maskstore_pd(to, (__m256i)lanes_from_to<double>(0, count), value);
+}
+#else
+template <class T>
+TBPTT_INLINE Vec<T> load_range(const T* from, int64_t begin, int64_t end) {
     Vec<T> value{};
-    for (int64_t i = 0; i < count; ++i) value[i] = from[i];
+    for (int64_t i = begin < 0 ? 0 : begin; i < end && i < lanes<T>; ++i) value[i] = from[i];
     return value;
 }
-
 template <class T>
 TBPTT_INLINE void store_partial(T* to, Vec<T> value, int64_t count) {
     if (count >= lanes<T>) return store(to, value);
     for (int64_t i = 0; i < count; ++i) to[i] = value[i];
+}
+#endif
+
+template <class T>
+TBPTT_INLINE Vec<T> load_partial(const T* from, int64_t count) {
+    return count >= lanes<T> ? load(from) : load_range(from, 0, count);
 }
 
 // The same where the caller knows at compile time that the vector is Full.

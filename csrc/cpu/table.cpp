@@ -43,10 +43,12 @@ void sigmoid_array(int64_t count, const T* from, T* to) {
 
 template <class T>
 constexpr Kernels<T> make_kernels() {
-    return {recurrent_forward<T>, recurrent_backward<T>, linear_forward<T>,        linear_backward<T>,
-            convolution_forward<T>, convolution_backward<T>, embedding_forward<T>, embedding_backward<T>, softmax_cross_entropy<T>, squared_error<T>,
-            gradient_norm<T>,     sgd_step<T>,           rmsprop_step<T>,          adam_step<T>,
-            exp_array<T>,         tanh_array<T>,         sigmoid_array<T>};
+    return {recurrent_forward<T>, recurrent_backward<T>,  linear_forward<T>,
+            linear_backward<T>,   convolution_forward<T>, convolution_backward<T>,
+            embedding_forward<T>, embedding_backward<T>,  softmax_cross_entropy<T>,
+            squared_error<T>,     gradient_norm<T>,       sgd_step<T>,
+            rmsprop_step<T>,      adam_step<T>,           exp_array<T>,
+            tanh_array<T>,        sigmoid_array<T>};
 }
 
 }  // namespace

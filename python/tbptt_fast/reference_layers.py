@@ -49,6 +49,20 @@ class LinearGrads(NamedTuple):
     b: Array | None
 
 
+def apply_activation(x: Array, activation: str | None) -> Array:
+    """relu, tanh or sigmoid of x, or x itself."""
+    functions: dict[str, Callable[[Array], Array]]
+    functions = {"relu": relu, "tanh": np.tanh, "sigmoid": sigmoid}
+    return x if activation is None else functions[activation](x)
+
+
+def activation_slope(y: Array, activation: str) -> Array:
+    """The activation's derivative where its value is y; relu'(0) = 0."""
+    return {"relu": np.where(y <= 0, 0.0, 1.0), "tanh": 1 - y**2, "sigmoid": y * (1 - y)}[
+        activation
+    ]
+
+
 def linear(
     x: AnyArray, w: AnyArray, b: AnyArray | None = None, *, activation: str | None = None
 ) -> Array:
@@ -56,9 +70,7 @@ def linear(
     y = as_float64(x) @ as_float64(w).T
     if b is not None:
         y = y + as_float64(b)
-    functions: dict[str, Callable[[Array], Array]]
-    functions = {"relu": relu, "tanh": np.tanh, "sigmoid": sigmoid}
-    return y if activation is None else functions[activation](y)
+    return apply_activation(y, activation)
 
 
 def linear_backward(
@@ -74,9 +86,7 @@ def linear_backward(
     d, x, w = as_float64(grad_out), as_float64(x), as_float64(w)
     if activation is not None:
         assert y is not None
-        y = as_float64(y)
-        slope = {"relu": np.where(y <= 0, 0.0, 1.0), "tanh": 1 - y**2, "sigmoid": y * (1 - y)}
-        d = d * slope[activation]
+        d = d * activation_slope(as_float64(y), activation)
     count = math.prod(x.shape[:-1])  # -1 would be ambiguous where a layer has no inputs or outputs
     rows, inputs = d.reshape(count, w.shape[0]), x.reshape(count, w.shape[1])
     return LinearGrads(

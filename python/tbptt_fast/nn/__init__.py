@@ -5,8 +5,21 @@ output, nor the parameters may be modified, because a tape refers to them instea
 Sequences are time-major: x is [T, B, features].
 """
 
+from .convolution import Conv1d, Conv2d
 from .layers import Embedding, Linear, Sequential
 from .module import Gradients, Module, Tape
 from .recurrent import GRU, LSTM, RNN
 
-__all__ = ["GRU", "LSTM", "RNN", "Embedding", "Gradients", "Linear", "Module", "Sequential", "Tape"]
+__all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
+    "Conv1d",
+    "Conv2d",
+    "Embedding",
+    "Gradients",
+    "Linear",
+    "Module",
+    "Sequential",
+    "Tape",
+]

@@ -15,19 +15,41 @@ from . import _native
 from ._native import Tape
 from ._types import Array, ArrayLike
 from .ops_layers import embedding, embedding_backward, mse_loss, softmax_cross_entropy
+from .ops_norm import (
+    BatchNorm,
+    LayerNorm,
+    Layout,
+    NormGrads,
+    batch_norm,
+    batch_norm_backward,
+    dropout,
+    dropout_backward,
+    layer_norm,
+    layer_norm_backward,
+)
 from .ops_optim import StepResult, adam_step, rmsprop_step, sgd_step
 
 __all__ = [
+    "BatchNorm",
+    "LayerNorm",
+    "Layout",
     "LinearGrads",
+    "NormGrads",
     "RecurrentGrads",
     "StepResult",
     "Tape",
     "adam_step",
+    "batch_norm",
+    "batch_norm_backward",
+    "dropout",
+    "dropout_backward",
     "embedding",
     "embedding_backward",
     "exp",
     "gru_backward",
     "gru_forward",
+    "layer_norm",
+    "layer_norm_backward",
     "linear",
     "linear_backward",
     "lstm_backward",

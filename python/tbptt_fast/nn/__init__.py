@@ -7,6 +7,20 @@ Sequences are time-major: x is [T, B, features].
 
 from .layers import Embedding, Linear, Sequential
 from .module import Gradients, Module, Tape
+from .normalization import BatchNorm2d, Dropout, LayerNorm
 from .recurrent import GRU, LSTM, RNN
 
-__all__ = ["GRU", "LSTM", "RNN", "Embedding", "Gradients", "Linear", "Module", "Sequential", "Tape"]
+__all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
+    "BatchNorm2d",
+    "Dropout",
+    "Embedding",
+    "Gradients",
+    "LayerNorm",
+    "Linear",
+    "Module",
+    "Sequential",
+    "Tape",
+]

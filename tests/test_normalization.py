@@ -289,7 +289,7 @@ def test_layer_norm_slopes() -> None:
 @dtypes
 def test_the_same_bits_for_every_number_of_threads(dtype: str) -> None:
     def everything() -> dict[str, Any]:
-        found = {}
+        found: dict[str, Any] = {}
         for shape in ((700, 130), (1500, 1), (9, 5, 61, 67), (33, 70, 9, 9)):
             a = batch_arrays(shape, dtype)
             for layout in ("NCHW", "NHWC"):
@@ -641,6 +641,7 @@ def test_layouts_of_the_module_agree() -> None:
     other, _, other_tape = last.forward(channels_last(x))
     assert_close(np.moveaxis(other, -1, 1), y, "forward", length=1)
     grads, others = first.backward(tape, x), last.backward(other_tape, channels_last(x))
+    assert others.x is not None
     assert_close(np.moveaxis(others.x, -1, 1), grads.x, "gradient", length=40)
 
 

@@ -200,7 +200,7 @@ def dropout(x: ArrayLike, p: float, key: SupportsIndex) -> Array:
 
     >>> import numpy as np
     >>> dropout(np.ones(8), 0.5, key=1).tolist()
-    [2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0]
+    [2.0, 2.0, 0.0, 2.0, 0.0, 0.0, 0.0, 0.0]
     """
     return _native.dropout(x, p, key)
 

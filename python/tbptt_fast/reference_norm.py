@@ -160,7 +160,8 @@ def dropout_mask(count: int, p: float, key: int) -> NDArray[np.bool_]:
     number = 8 * block + lane
     counter = np.stack([number % 2**32, number // 2**32, 0 * number, 0 * number], axis=-1)
     words = philox4x32(counter, (key % 2**32, key // 2**32))[index, word]
-    return words >= np.uint64(int(p * 2**32))
+    kept: NDArray[np.bool_] = words >= np.uint64(int(p * 2**32))
+    return kept
 
 
 def dropout(x: AnyArray, p: float, key: int) -> Array:

@@ -33,8 +33,8 @@ class BatchNorm2d(Module):
     TypeError for a dtype that is not float32 or float64. Source: Ioffe and Szegedy (2015); names
     and conventions of torch.nn.BatchNorm2d and BatchNorm1d.
 
-    >>> norm = BatchNorm2d(3)
-    >>> y, _, tape = norm.forward(np.arange(24, dtype=np.float32).reshape(2, 3, 2, 2))
+    >>> norm = BatchNorm2d(3, dtype="float64")
+    >>> y, _, tape = norm.forward(np.arange(24.0).reshape(2, 3, 2, 2))
     >>> norm.backward(tape, np.ones_like(y)).params["bias"].tolist()
     [8.0, 8.0, 8.0]
     >>> norm.state_dict()["running_mean"].round(2).tolist()
@@ -146,10 +146,10 @@ class LayerNorm(Module):
     Raises ValueError for sizes and options, TypeError for a dtype that is not float32 or float64.
     Source: Ba, Kiros and Hinton (2016); names of torch.nn.LayerNorm.
 
-    >>> norm = LayerNorm(4)
-    >>> y, _, tape = norm.forward(np.arange(8, dtype=np.float32).reshape(2, 1, 4))
+    >>> norm = LayerNorm(4, dtype="float64")
+    >>> y, _, tape = norm.forward(np.arange(8.0).reshape(2, 1, 4))
     >>> y[0].round(2).tolist()
-    [[-1.340000033378601, -0.44999998807907104, 0.44999998807907104, 1.340000033378601]]
+    [[-1.34, -0.45, 0.45, 1.34]]
     """
 
     def __init__(

@@ -22,7 +22,18 @@ TBPTT_INLINE void walk(Range run, Body body) {
 #pragma GCC unroll 4
         for (int k = 0; k < sums_together; ++k) body(i + k * L, static_cast<int64_t>(L), k);
     }
-    for (; i < run.end; i += L) body(i, run.end - i, 0);
+    for (; i + L <= run.end; i += L) body(i, static_cast<int64_t>(L), 0);
+    if (i < run.end) body(i, run.end - i, 0);
+}
+
+// Calls body(index, elements) for vectors of T that cover 0 … count-1; the last may overlap the one before it.
+template <class T, class Body>
+TBPTT_INLINE void cover(int64_t count, Body body) {
+    constexpr int64_t L = lanes<T>;
+    if (count < L) return body(int64_t{0}, count);
+    int64_t i = 0;
+    for (; i + L <= count; i += L) body(i, L);
+    if (i < count) body(count - L, L);
 }
 
 struct Sum {
@@ -98,37 +109,50 @@ TBPTT_INLINE void for_each_run(const ChannelShape& shape, const ChannelTask& tas
     }
 }
 
-// to[channel] = Σ term(offset, count, at) over the task's elements. `at(values)` are the values of the channels [C] that
-// the vector at `offset` belongs to.
-template <class Term>
-TBPTT_INLINE void sum_channels(const ChannelCuts& cuts, const ChannelTask& task, double* to, Term term) {
+// to[s][channel] = Σ terms(offset, count, at).of[s] over the task's elements. `at(values)` are the values of the channels
+// [C] that the vector at `offset` belongs to.
+template <int N>
+struct Terms {
+    Vec<double> of[N];
+};
+
+template <int N, class Function>
+TBPTT_INLINE void sum_channels(const ChannelCuts& cuts, const ChannelTask& task, double* const (&to)[N],
+                               Function terms) {
     constexpr int L = lanes<double>;
     const int64_t channels = cuts.shape.channels;
     if (!cuts.side_by_side()) {
-        Sum sum;
-        const auto at = [&](const auto* values) { return broadcast(values[task.channels.begin]); };
+        Sum sums[N];
+        const auto at = [&](const double* values) { return broadcast(values[task.channels.begin]); };
         for_each_run(cuts.shape, task, [&](int64_t first, int64_t number) {
             walk({first, first + number}, [&](int64_t offset, int64_t count, int k) {
-                sum.part[k] += first_lanes<double>(term(offset, count, at), count);
+                const Terms<N> found = terms(offset, count, at);
+                for (int s = 0; s < N; ++s) sums[s].part[k] += first_lanes<double>(found.of[s], count);
             });
         });
-        to[task.channels.begin] = sum.total();
+        for (int s = 0; s < N; ++s) to[s][task.channels.begin] = sums[s].total();
         return;
     }
-    for (int64_t c = task.channels.begin; c < task.channels.end; c += sums_together * L) {
-        Sum sum;
+    const auto sum_vectors = [&](int64_t c, int64_t left,
+                                 auto vectors) {  // channels c …, of which `left` are the task's
+        constexpr int V = decltype(vectors)::value;
+        Vec<double> sums[N][V]{};
         for (int64_t row = task.elements.begin; row < task.elements.end; ++row) {
 #pragma GCC unroll 4
-            for (int k = 0; k < sums_together; ++k) {
-                const int64_t channel = c + k * L, count = task.channels.end - channel;
-                if (count <= 0) break;
-                const auto at = [&](const auto* values) { return load_partial(values + channel, count); };
-                sum.part[k] += term(row * channels + channel, count, at);
+            for (int k = 0; k < V; ++k) {
+                const int64_t channel = c + k * L, count = V > 1 ? L : left;
+                const auto at = [&](const double* values) { return load_partial(values + channel, count); };
+                const Terms<N> found = terms(row * channels + channel, count, at);
+                for (int s = 0; s < N; ++s) sums[s][k] += found.of[s];
             }
         }
-        for (int k = 0; k < sums_together; ++k)
-            store_double(to + c + k * L, sum.part[k], task.channels.end - c - k * L);
-    }
+        for (int s = 0; s < N; ++s)
+            for (int k = 0; k < V; ++k) store_partial(to[s] + c + k * L, sums[s][k], V > 1 ? L : left);
+    };
+    int64_t c = task.channels.begin;
+    for (; c + sums_together * L <= task.channels.end; c += sums_together * L)
+        sum_vectors(c, L, std::integral_constant<int, sums_together>());
+    for (; c < task.channels.end; c += L) sum_vectors(c, task.channels.end - c, std::integral_constant<int, 1>());
 }
 
 // Calls body(offset, count, at) for vectors of T over the task's elements.
@@ -137,16 +161,16 @@ TBPTT_INLINE void for_each_vector(const ChannelCuts& cuts, const ChannelTask& ta
     if (!cuts.side_by_side()) {
         const auto at = [&](const T* values) { return broadcast(values[task.channels.begin]); };
         for_each_run(cuts.shape, task, [&](int64_t first, int64_t number) {
-            for (int64_t i = 0; i < number; i += lanes<T>) body(first + i, number - i, at);
+            cover<T>(number, [&](int64_t i, int64_t count) { body(first + i, count, at); });
         });
         return;
     }
     for (int64_t row = task.elements.begin; row < task.elements.end; ++row)
-        for (int64_t c = task.channels.begin; c < task.channels.end; c += lanes<T>) {
-            const int64_t count = task.channels.end - c;
+        cover<T>(task.channels.end - task.channels.begin, [&](int64_t i, int64_t count) {
+            const int64_t c = task.channels.begin + i;
             const auto at = [&](const T* values) { return load_partial(values + c, count); };
             body(row * cuts.shape.channels + c, count, at);
-        }
+        });
 }
 
 // Mean and Σ (x - mean)² of each block of a channel [blocks, C].
@@ -156,13 +180,13 @@ struct Moments {
 
 template <class T>
 TBPTT_INLINE void find_moments(const ChannelCuts& cuts, const ChannelTask& task, const T* x, const Moments& to) {
-    double* mean = to.mean + task.block * cuts.shape.channels;
-    sum_channels(cuts, task, mean, [&](int64_t i, int64_t n, auto) { return load_double(x + i, n); });
+    double *const mean = to.mean + task.block * cuts.shape.channels, *const squares = to.squares + (mean - to.mean);
+    sum_channels<1>(cuts, task, {mean}, [&](int64_t i, int64_t n, auto) { return Terms<1>{{load_double(x + i, n)}}; });
     for (int64_t c = task.channels.begin; c < task.channels.end; ++c)
         mean[c] /= static_cast<double>(task.elements.end - task.elements.begin);
-    sum_channels(cuts, task, to.squares + task.block * cuts.shape.channels, [&](int64_t i, int64_t n, auto at) {
-        const Vec<double> difference = load_double(x + i, n) - at(static_cast<const double*>(mean));
-        return difference * difference;
+    sum_channels<1>(cuts, task, {squares}, [&](int64_t i, int64_t n, auto at) {
+        const Vec<double> difference = load_double(x + i, n) - at(mean);
+        return Terms<1>{{difference * difference}};
     });
 }
 
@@ -256,10 +280,10 @@ void batch_norm_backward(const BatchNormBackward<T>& p) {
     const ChannelLines<T> lines(memory, channels);
     T* const slope = memory + 4 * channels;
     const auto add_up = [&](const ChannelTask& task) {
-        sum_channels(cuts, task, sums + task.block * channels,
-                     [&](int64_t i, int64_t n, auto) { return load_double(p.grad_y + i, n); });
-        sum_channels(cuts, task, products + task.block * channels, [&](int64_t i, int64_t n, auto at) {
-            return load_double(p.grad_y + i, n) * (load_double(p.x + i, n) - at(p.mean));
+        const int64_t first = task.block * channels;
+        sum_channels<2>(cuts, task, {sums + first, products + first}, [&](int64_t i, int64_t n, auto at) {
+            const Vec<double> dy = load_double(p.grad_y + i, n);
+            return Terms<2>{{dy, dy * (load_double(p.x + i, n) - at(p.mean))}};
         });
     };
     const auto finish = [&](int64_t c) {
@@ -322,12 +346,11 @@ void layer_norm_forward(const LayerNormForward<T>& p) {
         p.inv_std[row] = 1 / __builtin_sqrt(squares.total() / columns + p.eps);
         const Mean<T> mean = split_mean<T>(average);
         const T scale = static_cast<T>(p.inv_std[row]);
-        for (int64_t i = 0; i < p.columns; i += lanes<T>) {
-            const int64_t n = p.columns - i;
+        cover<T>(p.columns, [&](int64_t i, int64_t n) {
             const Vec<T> normal = (load_partial(x + i, n) - mean.high - mean.low) * scale;
             store_partial(p.y + row * p.columns + i,
                           normal * load_or<T>(1, p.weight, i, n) + load_or<T>(0, p.bias, i, n), n);
-        }
+        });
     };
     run_parallel(threads_for(cost_of_normalizing * static_cast<double>(p.rows) * columns), [&](const Worker& worker) {
         const Range mine = split(p.rows, worker);
@@ -350,12 +373,11 @@ TBPTT_INLINE void layer_norm_row(const LayerNormBackward<T>& p, int64_t row) {
     const Mean<T> mean = split_mean<T>(average);
     const T scale = static_cast<T>(inv_std), shift = static_cast<T>(-inv_std * sum.total() / columns);
     const T slope = static_cast<T>(-inv_std * inv_std * inv_std * products.total() / columns);
-    for (int64_t i = 0; i < p.columns; i += lanes<T>) {
-        const int64_t n = p.columns - i;
+    cover<T>(p.columns, [&](int64_t i, int64_t n) {
         const Vec<T> through_x = (load_partial(x + i, n) - mean.high - mean.low) * slope + shift;
         const Vec<T> g = load_partial(dy + i, n) * load_or<T>(1, p.weight, i, n);
         store_partial(p.grad_x + row * p.columns + i, g * scale + through_x, n);
-    }
+    });
 }
 
 // Rows are cut into at most 128 blocks; each has sums of its own for dw and db.
@@ -366,15 +388,18 @@ void layer_norm_backward(const LayerNormBackward<T>& p) {
     const int64_t parts = summed ? blocks * p.columns : 0;
     Buffer<double> of_blocks(2 * parts);
     double *const sums = of_blocks, *const products = of_blocks + parts;
-    const auto add_up = [&](int64_t row, double* sum, double* product) {
-        const double average = p.mean[row], inv_std = p.inv_std[row];
-        for (int64_t i = 0; i < p.columns; i += lanes<double>) {
-            const int64_t n = p.columns - i;
-            const Vec<double> dy = load_double(p.grad_y + row * p.columns + i, n);
-            const Vec<double> normal = (load_double(p.x + row * p.columns + i, n) - average) * inv_std;
-            store_double(sum + i, load_double(sum + i, n) + dy, n);
-            store_double(product + i, load_double(product + i, n) + dy * normal, n);
-        }
+    // Some rows at once, so that the sums are read and written less often.
+    const auto add_up = [&](Range rows, double* sum, double* product) {
+        walk({0, p.columns}, [&](int64_t i, int64_t n, int) {
+            Vec<double> dys = load_double(sum + i, n), products_of_dys = load_double(product + i, n);
+            for (int64_t row = rows.begin; row < rows.end; ++row) {
+                const Vec<double> dy = load_double(p.grad_y + row * p.columns + i, n);
+                dys += dy;
+                products_of_dys += dy * ((load_double(p.x + row * p.columns + i, n) - p.mean[row]) * p.inv_std[row]);
+            }
+            store_double(sum + i, dys, n);
+            store_double(product + i, products_of_dys, n);
+        });
     };
     const double elements = static_cast<double>(p.rows * p.columns);
     run_parallel(threads_for(cost_of_normalizing * elements), [&](const Worker& worker) {
@@ -382,9 +407,11 @@ void layer_norm_backward(const LayerNormBackward<T>& p) {
         for (int64_t b = mine.begin; b < mine.end; ++b) {
             double *const sum = sums + b * p.columns, *const product = products + b * p.columns;
             for (int64_t i = 0; summed && i < p.columns; ++i) sum[i] = product[i] = 0;
-            for (int64_t row = b * height; row < smaller((b + 1) * height, p.rows); ++row) {
-                if (p.grad_x) layer_norm_row(p, row);
-                if (summed) add_up(row, sum, product);
+            const int64_t end = smaller((b + 1) * height, p.rows);
+            for (int64_t row = b * height; row < end; row += 4) {
+                const Range rows{row, smaller(row + 4, end)};
+                for (int64_t i = rows.begin; p.grad_x && i < rows.end; ++i) layer_norm_row(p, i);
+                if (summed) add_up(rows, sum, product);
             }
         }
         if (!summed) return;

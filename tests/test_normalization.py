@@ -19,7 +19,7 @@ dtypes = pytest.mark.parametrize("dtype", DTYPES)
 trains = pytest.mark.parametrize("training", [True, False], ids=["training", "running"])
 
 # N, C, H, W, or N, C: sizes around the lanes and primes, several blocks of rows (128) and of
-# elements (8192) with ends inside an image, more channels than a group (64).
+# elements (8192) with ends inside an image, more channels than a group (64), few with even rows.
 BATCHES: tuple[tuple[int, ...], ...] = (
     (2, 1),
     (5, 3),
@@ -27,6 +27,8 @@ BATCHES: tuple[tuple[int, ...], ...] = (
     (129, 33),
     (300, 1),
     (257, 97),
+    (4096, 2),
+    (1208, 5),
     (1, 1, 1, 2),
     (2, 3, 1, 1),
     (3, 7, 5, 3),
@@ -34,6 +36,7 @@ BATCHES: tuple[tuple[int, ...], ...] = (
     (4, 2, 31, 33),
     (3, 3, 97, 101),
     (40, 2, 17, 13),
+    (6, 3, 20, 6),
 )
 # Leading dimensions and D.
 ROWS: tuple[tuple[int, ...], ...] = (
@@ -290,7 +293,7 @@ def test_layer_norm_slopes() -> None:
 def test_the_same_bits_for_every_number_of_threads(dtype: str) -> None:
     def everything() -> dict[str, Any]:
         found: dict[str, Any] = {}
-        for shape in ((700, 130), (1500, 1), (9, 5, 61, 67), (33, 70, 9, 9)):
+        for shape in ((700, 130), (1500, 1), (9, 5, 61, 67), (33, 70, 9, 9), (32, 8, 16, 16)):
             a = batch_arrays(shape, dtype)
             for layout in ("NCHW", "NHWC"):
                 for training in (True, False):

@@ -47,6 +47,11 @@ TBPTT_INLINE Vec<T> load_or(T otherwise, const T* from, int64_t index, int64_t c
     return from ? load_partial(from + index, count) : broadcast(otherwise);
 }
 
+template <class T>
+TBPTT_INLINE double weight_of(const T* weights, int64_t index) {
+    return weights ? static_cast<double>(weights[index]) : 1.0;
+}
+
 // A mean as two numbers of T: x - high is exact where it matters, and - low then restores what rounding took.
 template <class T>
 struct Mean {
@@ -64,13 +69,16 @@ TBPTT_INLINE Mean<T> split_mean(double mean) {
 // Batch normalization
 
 // How x [outer, channels, inner] is cut into tasks. The elements of a channel, counted over outer and inner together, are
-// cut into blocks. Where channels lie side by side (inner = 1), a task is a block of some of them, else of one.
+// cut into blocks. Where channels lie side by side (inner = 1), a task is a block of some of them, else of one; and where
+// they are few, `fold` rows pass for one row of so many times the channels, whose parts are merged in the end.
 struct ChannelCuts {
-    ChannelShape shape;
+    ChannelShape shape;            // folded
+    int64_t channels, fold;        // as given
     int64_t count, block, blocks;  // elements of a channel, of a block; number of blocks
     int64_t width, groups;         // channels of a task; number of such groups
     TBPTT_INLINE bool side_by_side() const { return shape.inner == 1; }
     TBPTT_INLINE int64_t tasks() const { return blocks * groups; }
+    TBPTT_INLINE int64_t parts() const { return blocks * shape.channels; }
 };
 
 struct ChannelTask {
@@ -81,11 +89,17 @@ struct ChannelTask {
 TBPTT_INLINE ChannelCuts cut_channels(ChannelShape shape) {
     constexpr int64_t rows = 128, run = 8192, columns = 64;
     if (shape.channels == 1) shape = {1, 1, shape.outer * shape.inner};
-    ChannelCuts cuts{shape, shape.outer * shape.inner, run, 0, 1, shape.channels};
+    ChannelCuts cuts{shape, shape.channels, 1, shape.outer * shape.inner, run, 0, 1, shape.channels};
     if (cuts.side_by_side()) {
+        while (cuts.shape.outer % 2 == 0 && cuts.shape.outer > 0 && 2 * cuts.shape.channels <= columns) {
+            cuts.fold *= 2;
+            cuts.shape.outer /= 2;
+            cuts.shape.channels *= 2;
+        }
+        cuts.count = cuts.shape.outer;
         cuts.block = rows;
         cuts.width = columns;
-        cuts.groups = ceil_div(shape.channels, columns);
+        cuts.groups = ceil_div(cuts.shape.channels, columns);
     }
     cuts.blocks = ceil_div(cuts.count, cuts.block);
     return cuts;
@@ -197,8 +211,8 @@ struct MeanAndSquares {
 TBPTT_INLINE MeanAndSquares merge_moments(const ChannelCuts& cuts, const Moments& blocks, int64_t channel) {
     MeanAndSquares all{0, 0};
     double before = 0;
-    for (int64_t b = 0; b < cuts.blocks; ++b) {
-        const int64_t i = b * cuts.shape.channels + channel;
+    for (int64_t i = channel; i < cuts.parts(); i += cuts.channels) {
+        const int64_t b = i / cuts.shape.channels;
         const double added = static_cast<double>(smaller(cuts.block, cuts.count - b * cuts.block));
         const double share = added / (before + added), difference = blocks.mean[i] - all.mean;
         all.mean += share * difference;
@@ -208,23 +222,42 @@ TBPTT_INLINE MeanAndSquares merge_moments(const ChannelCuts& cuts, const Moments
     return all;
 }
 
-// Values of each channel, [C] each, as vectors load them.
+// Values of each channel, [folded C] each, as vectors load them.
 template <class T>
 struct ChannelLines {
-    T *high, *low, *scale, *shift;
-    ChannelLines(T* memory, int64_t channels)
-        : high(memory), low(memory + channels), scale(memory + 2 * channels), shift(memory + 3 * channels) {}
+    T *high, *low, *scale, *shift, *slope;
+
+    static TBPTT_INLINE int64_t size(const ChannelCuts& cuts) { return 5 * cuts.shape.channels; }
+
+    ChannelLines(T* memory, const ChannelCuts& cuts)
+        : high(memory),
+          low(high + cuts.shape.channels),
+          scale(low + cuts.shape.channels),
+          shift(scale + cuts.shape.channels),
+          slope(shift + cuts.shape.channels) {}
+
+    TBPTT_INLINE void set(const ChannelCuts& cuts, int64_t channel, double mean, double new_scale, double new_shift,
+                          double new_slope) const {
+        const Mean<T> parts = split_mean<T>(mean);
+        for (int64_t c = channel; c < cuts.shape.channels; c += cuts.channels) {
+            high[c] = parts.high;
+            low[c] = parts.low;
+            scale[c] = static_cast<T>(new_scale);
+            shift[c] = static_cast<T>(new_shift);
+            slope[c] = static_cast<T>(new_slope);
+        }
+    }
 };
 
 template <class T>
 void batch_norm_forward(const BatchNormForward<T>& p) {
     const ChannelCuts cuts = cut_channels(p.shape);
-    const int64_t channels = p.shape.channels, parts = p.training ? cuts.blocks * channels : 0;
-    const double count = static_cast<double>(cuts.count);
+    const int64_t channels = p.shape.channels, parts = p.training ? cuts.parts() : 0;
+    const double count = static_cast<double>(p.shape.outer * p.shape.inner);
     Buffer<double> of_blocks(2 * parts);
-    Buffer<T> memory(4 * channels);
+    Buffer<T> memory(ChannelLines<T>::size(cuts));
     const Moments moments{of_blocks, of_blocks + parts};
-    const ChannelLines<T> lines(memory, channels);
+    const ChannelLines<T> lines(memory, cuts);
     const auto finish = [&](int64_t c) {
         double variance;
         if (p.training) {
@@ -243,11 +276,8 @@ void batch_norm_forward(const BatchNormForward<T>& p) {
             variance = static_cast<double>(p.running_var[c]);
         }
         p.inv_std[c] = 1 / __builtin_sqrt(variance + p.eps);
-        const Mean<T> mean = split_mean<T>(p.mean[c]);
-        lines.high[c] = mean.high;
-        lines.low[c] = mean.low;
-        lines.scale[c] = static_cast<T>(p.inv_std[c] * (p.weight ? static_cast<double>(p.weight[c]) : 1.0));
-        lines.shift[c] = p.bias ? p.bias[c] : 0;
+        lines.set(cuts, c, p.mean[c], p.inv_std[c] * weight_of(p.weight, c),
+                  p.bias ? static_cast<double>(p.bias[c]) : 0.0, 0.0);
     };
     run_parallel(threads_for(cost_of_normalizing * count * static_cast<double>(channels)), [&](const Worker& worker) {
         const Range mine = split(cuts.tasks(), worker), my_channels = split(channels, worker);
@@ -272,18 +302,18 @@ void batch_norm_backward(const BatchNormBackward<T>& p) {
     const ChannelCuts cuts = cut_channels(p.shape);
     const int64_t channels = p.shape.channels;
     const bool summed = p.grad_w || p.grad_b || (p.grad_x && p.training);
-    const int64_t parts = summed ? cuts.blocks * channels : 0;
-    const double count = static_cast<double>(cuts.count);
-    Buffer<double> of_blocks(2 * parts);
-    Buffer<T> memory(5 * channels);
+    const int64_t parts = summed ? cuts.parts() : 0;
+    const double count = static_cast<double>(p.shape.outer * p.shape.inner);
+    Buffer<double> of_blocks(2 * parts), mean(cuts.shape.channels);
+    Buffer<T> memory(ChannelLines<T>::size(cuts));
     double *const sums = of_blocks, *const products = of_blocks + parts;
-    const ChannelLines<T> lines(memory, channels);
-    T* const slope = memory + 4 * channels;
+    const ChannelLines<T> lines(memory, cuts);
+    for (int64_t c = 0; c < cuts.shape.channels; ++c) mean[c] = p.mean[c % channels];
     const auto add_up = [&](const ChannelTask& task) {
-        const int64_t first = task.block * channels;
+        const int64_t first = task.block * cuts.shape.channels;
         sum_channels<2>(cuts, task, {sums + first, products + first}, [&](int64_t i, int64_t n, auto at) {
             const Vec<double> dy = load_double(p.grad_y + i, n);
-            return Terms<2>{{dy, dy * (load_double(p.x + i, n) - at(p.mean))}};
+            return Terms<2>{{dy, dy * (load_double(p.x + i, n) - at(mean))}};
         });
     };
     const auto finish = [&](int64_t c) {
@@ -294,19 +324,15 @@ void batch_norm_backward(const BatchNormBackward<T>& p) {
         }
         if (p.grad_b) p.grad_b[c] = static_cast<T>(sum);
         if (p.grad_w) p.grad_w[c] = static_cast<T>(product * p.inv_std[c]);
-        const double scale = p.inv_std[c] * (p.weight ? static_cast<double>(p.weight[c]) : 1.0);
-        const Mean<T> mean = split_mean<T>(p.mean[c]);
-        lines.high[c] = mean.high;
-        lines.low[c] = mean.low;
-        lines.scale[c] = static_cast<T>(scale);
-        lines.shift[c] = static_cast<T>(-scale * sum / count);
-        slope[c] = static_cast<T>(-scale * p.inv_std[c] * p.inv_std[c] * product / count);
+        const double scale = p.inv_std[c] * weight_of(p.weight, c);
+        lines.set(cuts, c, p.mean[c], scale, -scale * sum / count,
+                  -scale * p.inv_std[c] * p.inv_std[c] * product / count);
     };
     const auto write = [&](const ChannelTask& task) {
         if (p.training)
             for_each_vector<T>(cuts, task, [&](int64_t j, int64_t n, auto at) {
                 const Vec<T> centred = load_partial(p.x + j, n) - at(lines.high) - at(lines.low);
-                const Vec<T> through_x = centred * at(slope) + at(lines.shift);
+                const Vec<T> through_x = centred * at(lines.slope) + at(lines.shift);
                 store_partial(p.grad_x + j, load_partial(p.grad_y + j, n) * at(lines.scale) + through_x, n);
             });
         else

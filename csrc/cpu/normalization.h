@@ -70,10 +70,10 @@ TBPTT_INLINE Mean<T> split_mean(double mean) {
 
 // How x [outer, channels, inner] is cut into tasks. The elements of a channel, counted over outer and inner together, are
 // cut into blocks. Where channels lie side by side (inner = 1), a task is a block of some of them, else of one; and where
-// they are few, `fold` rows pass for one row of so many times the channels, whose parts are merged in the end.
+// they are few, several rows pass for one row of so many times the channels, whose parts are merged in the end.
 struct ChannelCuts {
-    ChannelShape shape;            // folded
-    int64_t channels, fold;        // as given
+    ChannelShape shape;            // with rows folded
+    int64_t channels;              // as given
     int64_t count, block, blocks;  // elements of a channel, of a block; number of blocks
     int64_t width, groups;         // channels of a task; number of such groups
     TBPTT_INLINE bool side_by_side() const { return shape.inner == 1; }
@@ -89,10 +89,9 @@ struct ChannelTask {
 TBPTT_INLINE ChannelCuts cut_channels(ChannelShape shape) {
     constexpr int64_t rows = 128, run = 8192, columns = 64;
     if (shape.channels == 1) shape = {1, 1, shape.outer * shape.inner};
-    ChannelCuts cuts{shape, shape.channels, 1, shape.outer * shape.inner, run, 0, 1, shape.channels};
+    ChannelCuts cuts{shape, shape.channels, shape.outer * shape.inner, run, 0, 1, shape.channels};
     if (cuts.side_by_side()) {
         while (cuts.shape.outer % 2 == 0 && cuts.shape.outer > 0 && 2 * cuts.shape.channels <= columns) {
-            cuts.fold *= 2;
             cuts.shape.outer /= 2;
             cuts.shape.channels *= 2;
         }
@@ -123,13 +122,14 @@ TBPTT_INLINE void for_each_run(const ChannelShape& shape, const ChannelTask& tas
     }
 }
 
-// to[s][channel] = Σ terms(offset, count, at).of[s] over the task's elements. `at(values)` are the values of the channels
-// [C] that the vector at `offset` belongs to.
+// What a vector of elements adds to N sums.
 template <int N>
 struct Terms {
     Vec<double> of[N];
 };
 
+// to[s][channel] = Σ terms(offset, count, at).of[s] over the task's elements. `at(values)` are the values of the channels
+// [C] that the vector at `offset` belongs to.
 template <int N, class Function>
 TBPTT_INLINE void sum_channels(const ChannelCuts& cuts, const ChannelTask& task, double* const (&to)[N],
                                Function terms) {
@@ -147,8 +147,8 @@ TBPTT_INLINE void sum_channels(const ChannelCuts& cuts, const ChannelTask& task,
         for (int s = 0; s < N; ++s) to[s][task.channels.begin] = sums[s].total();
         return;
     }
-    const auto sum_vectors = [&](int64_t c, int64_t left,
-                                 auto vectors) {  // channels c …, of which `left` are the task's
+    // Channels c …: several full vectors, or one of which the first `left` lanes count.
+    const auto sum_vectors = [&](int64_t c, int64_t left, auto vectors) {
         constexpr int V = decltype(vectors)::value;
         Vec<double> sums[N][V]{};
         for (int64_t row = task.elements.begin; row < task.elements.end; ++row) {

@@ -216,6 +216,76 @@ struct AdamStep {
     double param_keep;  // param *= param_keep, before the step
 };
 
+// x [outer, channels, inner]: NCHW has inner = H·W, NHWC and [N, C] have inner = 1.
+struct ChannelShape {
+    std::int64_t outer, channels, inner;
+};
+
+template <class T>
+struct BatchNormForward {
+    ChannelShape shape;  // training: outer · inner >= 2
+    bool training;       // the statistics of x normalize it, else the running ones
+    double momentum, eps;
+    const T* x;             // [outer, C, inner]
+    const T* weight;        // [C] or null (ones)
+    const T* bias;          // [C] or null (zeros)
+    const T* running_mean;  // [C]; or null, with the next, when training
+    const T* running_var;   // [C] or null
+    T* y;                   // out = [outer, C, inner]
+    double* mean;           // out = [C]
+    double* inv_std;        // out = [C], 1 / √(variance + eps)
+    T* new_running_mean;    // out = [C] or null; training only
+    T* new_running_var;     // out = [C] or null; training only
+};
+
+template <class T>
+struct BatchNormBackward {
+    ChannelShape shape;
+    bool training;          // mean and inv_std depend on x
+    const T* grad_y;        // [outer, C, inner]
+    const T* x;             // [outer, C, inner]
+    const T* weight;        // [C] or null (ones)
+    const double* mean;     // [C]
+    const double* inv_std;  // [C]
+    T* grad_x;              // out = [outer, C, inner] or null
+    T* grad_w;              // out = [C] or null
+    T* grad_b;              // out = [C] or null
+};
+
+template <class T>
+struct LayerNormForward {
+    std::int64_t rows, columns;  // N, D; D >= 1
+    double eps;
+    const T* x;       // [N, D]
+    const T* weight;  // [D] or null (ones)
+    const T* bias;    // [D] or null (zeros)
+    T* y;             // out = [N, D]
+    double* mean;     // out = [N]
+    double* inv_std;  // out = [N], 1 / √(variance + eps)
+};
+
+template <class T>
+struct LayerNormBackward {
+    std::int64_t rows, columns;  // N, D; D >= 1
+    const T* grad_y;             // [N, D]
+    const T* x;                  // [N, D]
+    const T* weight;             // [D] or null (ones)
+    const double* mean;          // [N]
+    const double* inv_std;       // [N]
+    T* grad_x;                   // out = [N, D] or null
+    T* grad_w;                   // out = [D] or null
+    T* grad_b;                   // out = [D] or null
+};
+
+template <class T>
+struct Dropout {
+    std::int64_t count;
+    double p;           // of dropping an element, in [0, 1)
+    std::uint64_t key;  // with an element's index it decides
+    const T* x;         // [count]
+    T* y;               // out = [count]
+};
+
 template <class T>
 struct Kernels {
     void (*recurrent_forward)(const RecurrentForward<T>&);
@@ -236,6 +306,11 @@ struct Kernels {
     void (*exp)(std::int64_t count, const T* from, T* to);
     void (*tanh)(std::int64_t count, const T* from, T* to);
     void (*sigmoid)(std::int64_t count, const T* from, T* to);
+    void (*batch_norm_forward)(const BatchNormForward<T>&);
+    void (*batch_norm_backward)(const BatchNormBackward<T>&);
+    void (*layer_norm_forward)(const LayerNormForward<T>&);
+    void (*layer_norm_backward)(const LayerNormBackward<T>&);
+    void (*dropout)(const Dropout<T>&);
 };
 
 struct KernelTable {

@@ -200,10 +200,7 @@ py::tuple backward(const char* op, const Convolution& c, py::handle grad_given, 
                                            needs.x ? grad_x.data : nullptr, needs.w ? grad_w.data : nullptr,
                                            needs.b ? grad_b.data : nullptr});
     }
-    const auto shaped = [](bool needed, const py::array& array, const Extents& extents) {
-        return chosen(needed, needed ? py::array(array).reshape(extents) : array);
-    };
-    return py::make_tuple(shaped(needs.x, grad_x.array, c.x), shaped(needs.w, grad_w.array, c.w),
+    return py::make_tuple(chosen(needs.x, grad_x.array, c.x), chosen(needs.w, grad_w.array, c.w),
                           chosen(needs.b, grad_b.array));
 }
 

@@ -65,7 +65,7 @@ py::tuple linear_backward(const LinearShape& shape, py::handle grad_given, py::h
                                       needs.x ? grad_x.data : nullptr, needs.w ? grad_w.data : nullptr,
                                       needs.b ? grad_b.data : nullptr});
     }
-    return py::make_tuple(chosen(needs.x, reshaped(grad_x.array, with_last(shape.leading, inputs))),
+    return py::make_tuple(chosen(needs.x, grad_x.array, with_last(shape.leading, inputs)),
                           chosen(needs.w, grad_w.array), chosen(needs.b, grad_b.array));
 }
 

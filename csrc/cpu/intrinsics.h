@@ -1,5 +1,6 @@
-// What vector extensions do not reach: minimum and maximum in one instruction, the processor's estimate of a reciprocal and,
-// in AVX-512, scaling by a power of two. Each has a portable form, so no kernel asks for the instruction set.
+// What vector extensions do not reach: minimum and maximum in one instruction, the processor's estimate of a reciprocal,
+// products of 32 bits by 32 and, in AVX-512, scaling by a power of two. Each has a portable form, so no kernel asks for the
+// instruction set.
 #pragma once
 
 #include <type_traits>
@@ -95,6 +96,17 @@ TBPTT_INLINE V scale(V a, V n) {
     return a * (V)((VecBits<T>)(n + (magic + bias)) << (single ? 23 : 52));
 }
 #endif
+
+// The product of the low 32 bits of every lane of 64 and of b.
+typedef std::uint64_t LowHalves __attribute__((vector_size(TBPTT_VECTOR_BYTES)));
+TBPTT_INLINE LowHalves multiply_low_halves(LowHalves a, std::uint32_t b) {
+#if defined(__SSE2__)
+    typedef long long Integers __attribute__((vector_size(TBPTT_VECTOR_BYTES)));
+    return (LowHalves)TBPTT_X86(mul, epu32, (Integers)a, (Integers)(LowHalves{} + b));
+#else
+    return (a & 0xffffffff) * b;
+#endif
+}
 
 #undef TBPTT_X86
 

@@ -8,16 +8,20 @@ Sequences are time-major: x is [T, B, features].
 from .convolution import Conv1d, Conv2d
 from .layers import Embedding, Linear, Sequential
 from .module import Gradients, Module, Tape
+from .normalization import BatchNorm2d, Dropout, LayerNorm
 from .recurrent import GRU, LSTM, RNN
 
 __all__ = [
     "GRU",
     "LSTM",
     "RNN",
+    "BatchNorm2d",
     "Conv1d",
     "Conv2d",
+    "Dropout",
     "Embedding",
     "Gradients",
+    "LayerNorm",
     "Linear",
     "Module",
     "Sequential",

@@ -42,13 +42,15 @@ class Tape:
 class Module:
     """Base of all modules: names, saves and restores what a module owns.
 
-    A subclass fills `_parameters` (C-contiguous arrays), `_children` and `_generators`, and
-    implements `_apply`, which is the forward pass with or without a tape, and `backward`.
+    A subclass fills `_parameters` (C-contiguous arrays), `_buffers` (arrays that are saved, but not
+    trained), `_children` and `_generators`, and implements `_apply`, which is the forward pass with
+    or without a tape, and `backward`.
     """
 
     def __init__(self) -> None:
         self.training = True
         self._parameters: dict[str, Array] = {}
+        self._buffers: dict[str, Array] = {}
         self._generators: dict[str, np.random.Generator] = {}
         self._children: dict[str, Module] = {}
 
@@ -60,10 +62,11 @@ class Module:
     def forward(
         self, x: Array, state: Any = None, *, is_init: Array | None = None
     ) -> tuple[Array, Any, Tape]:
-        """Return (y, new_state, tape) for x [T, B, ...]; dropout acts while `training` is True.
+        """Return (y, new_state, tape) for x [T, B, ...]; the tape is for `backward`.
 
         `state` enters step 0, None means zeros; modules without a state take and return None.
-        `is_init` [T, B] bool marks steps that start from a zero state.
+        `is_init` [T, B] bool marks steps that start from a zero state. While `training` is True,
+        dropout acts, and batch normalization uses the batch and updates its running values.
 
         Raises TypeError for a wrong dtype, ValueError for a wrong shape or state.
         """
@@ -74,7 +77,7 @@ class Module:
     def __call__(
         self, x: Array, state: Any = None, *, is_init: Array | None = None
     ) -> tuple[Array, Any]:
-        """Return (y, new_state) for inference: no dropout, no tape, memory for one step."""
+        """Return (y, new_state) for inference: as after `eval`, no tape, memory for one step."""
         y, new_state, _ = self._apply(x, state, is_init, False)
         return y, new_state
 
@@ -106,19 +109,26 @@ class Module:
             named.update({f"{prefix}.{name}": p for name, p in child.parameters().items()})
         return named
 
+    def _state(self) -> dict[str, Array]:
+        """The live parameters and buffers, in PyTorch's order."""
+        named = {**self._parameters, **self._buffers}
+        for prefix, child in self._children.items():
+            named.update({f"{prefix}.{name}": array for name, array in child._state().items()})
+        return named
+
     def state_dict(self) -> dict[str, Array]:
-        """Return copies of the parameters by PyTorch's names."""
-        return {name: array.copy() for name, array in self.parameters().items()}
+        """Return copies of the parameters and buffers by PyTorch's names."""
+        return {name: array.copy() for name, array in self._state().items()}
 
     def load_state_dict(self, state: Mapping[str, Array], strict: bool = True) -> None:
-        """Copy arrays into the parameters, after every name, shape and dtype has been checked.
+        """Copy arrays into parameters and buffers, after names, shapes and dtypes were checked.
 
         `strict=False` loads the names that both sides have and leaves the others alone.
 
         Raises ValueError for names and shapes, TypeError for dtypes; nothing is written then.
         """
         where = f"{type(self).__name__}.load_state_dict"
-        live = self.parameters()
+        live = self._state()
         if strict:
             check_names(where, live, state)
         known = {name: array for name, array in state.items() if name in live}
@@ -145,14 +155,14 @@ class Module:
             generator.bit_generator.state = state[name]
 
     def train(self: Self, mode: bool = True) -> Self:
-        """Switch dropout in `forward` on (or off) here and in all children; return self."""
+        """Switch training in `forward` on (or off) here and in all children; return self."""
         self.training = mode
         for child in self._children.values():
             child.train(mode)
         return self
 
     def eval(self: Self) -> Self:
-        """Switch dropout off; the same as `train(False)`."""
+        """Switch training off; the same as `train(False)`."""
         return self.train(False)
 
     def _saved(self, tape: Tape) -> tuple[Any, ...]:
@@ -193,8 +203,9 @@ def check_input(kind: str, x: Array, dtype: np.dtype[Any], shape: tuple[str | in
         raise TypeError(f"{kind}: x: expected an array, got {type(x).__name__}")
     if x.dtype != dtype:
         raise TypeError(f"{kind}: x: expected dtype {dtype}, got {x.dtype}")
-    rank = x.ndim >= 1 if shape[0] == "..." else x.ndim == len(shape)
-    if not rank or x.shape[-1] != shape[-1]:
+    given, wanted = (x.shape[-1:], shape[1:]) if shape[0] == "..." else (x.shape, shape)
+    sizes = zip(given, wanted, strict=False)
+    if len(given) != len(wanted) or any(not isinstance(w, str) and n != w for n, w in sizes):
         expected = ", ".join(map(str, shape))
         raise ValueError(f"{kind}: x: expected shape [{expected}], got {list(x.shape)}")
 

@@ -8,4 +8,5 @@ PYBIND11_MODULE(_native, module, pybind11::mod_gil_not_used()) {
     tbptt::python::register_embedding(module);
     tbptt::python::register_losses(module);
     tbptt::python::register_optimizers(module);
+    tbptt::python::register_pooling(module);
 }

@@ -5,6 +5,8 @@
 #include "loss.h"
 #include "optimizer.h"
 #include "peak.h"
+#include "pooling.h"
+#include "softmax.h"
 
 #define TBPTT_STRING_(x) #x
 #define TBPTT_STRING(x) TBPTT_STRING_(x)
@@ -36,11 +38,18 @@ void sigmoid_array(int64_t count, const T* from, T* to) {
 }
 
 template <class T>
+void relu_array(int64_t count, const T* from, T* to) {
+    map<T>(count, from, to, [](auto x) { return activate(Activation::relu, x); });
+}
+
+template <class T>
 constexpr Kernels<T> make_kernels() {
-    return {recurrent_forward<T>, recurrent_backward<T>, linear_forward<T>,        linear_backward<T>,
-            embedding_forward<T>, embedding_backward<T>, softmax_cross_entropy<T>, squared_error<T>,
-            gradient_norm<T>,     sgd_step<T>,           rmsprop_step<T>,          adam_step<T>,
-            exp_array<T>,         tanh_array<T>,         sigmoid_array<T>};
+    return {recurrent_forward<T>,   recurrent_backward<T>, linear_forward<T>,        linear_backward<T>,
+            embedding_forward<T>,   embedding_backward<T>, softmax_cross_entropy<T>, pointwise_loss<T>,
+            gradient_norm<T>,       sgd_step<T>,           rmsprop_step<T>,          adam_step<T>,
+            exp_array<T>,           tanh_array<T>,         sigmoid_array<T>,         relu_array<T>,
+            activation_backward<T>, softmax_forward<T>,    softmax_backward<T>,      max_pool_forward<T>,
+            max_pool_backward<T>,   avg_pool_forward<T>,   avg_pool_backward<T>,     global_avg_pool<T>};
 }
 
 }  // namespace

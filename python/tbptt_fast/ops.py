@@ -14,30 +14,62 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 from . import _native
 from ._native import Tape
 from ._types import Array, ArrayLike
-from .ops_layers import embedding, embedding_backward, mse_loss, softmax_cross_entropy
+from .ops_activations import activation_backward, relu, softmax, softmax_backward
+from .ops_layers import (
+    embedding,
+    embedding_backward,
+    hinge_loss,
+    huber_loss,
+    l1_loss,
+    mse_loss,
+    softmax_cross_entropy,
+)
 from .ops_optim import StepResult, adam_step, rmsprop_step, sgd_step
+from .ops_pooling import (
+    Layout,
+    avg_pool2d,
+    avg_pool2d_backward,
+    global_avg_pool2d,
+    global_avg_pool2d_backward,
+    max_pool2d,
+    max_pool2d_backward,
+)
 
 __all__ = [
+    "Layout",
     "LinearGrads",
     "RecurrentGrads",
     "StepResult",
     "Tape",
+    "activation_backward",
     "adam_step",
+    "avg_pool2d",
+    "avg_pool2d_backward",
     "embedding",
     "embedding_backward",
     "exp",
+    "global_avg_pool2d",
+    "global_avg_pool2d_backward",
     "gru_backward",
     "gru_forward",
+    "hinge_loss",
+    "huber_loss",
+    "l1_loss",
     "linear",
     "linear_backward",
     "lstm_backward",
     "lstm_forward",
+    "max_pool2d",
+    "max_pool2d_backward",
     "mse_loss",
+    "relu",
     "rmsprop_step",
     "rnn_backward",
     "rnn_forward",
     "sgd_step",
     "sigmoid",
+    "softmax",
+    "softmax_backward",
     "softmax_cross_entropy",
     "tanh",
 ]

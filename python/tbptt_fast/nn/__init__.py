@@ -7,6 +7,26 @@ Sequences are time-major: x is [T, B, features].
 
 from .layers import Embedding, Linear, Sequential
 from .module import Gradients, Module, Tape
+from .pooling import AvgPool2d, GlobalAvgPool2d, MaxPool2d
 from .recurrent import GRU, LSTM, RNN
+from .stateless import Flatten, ReLU, Sigmoid, Softmax, Tanh
 
-__all__ = ["GRU", "LSTM", "RNN", "Embedding", "Gradients", "Linear", "Module", "Sequential", "Tape"]
+__all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
+    "AvgPool2d",
+    "Embedding",
+    "Flatten",
+    "GlobalAvgPool2d",
+    "Gradients",
+    "Linear",
+    "MaxPool2d",
+    "Module",
+    "ReLU",
+    "Sequential",
+    "Sigmoid",
+    "Softmax",
+    "Tanh",
+    "Tape",
+]

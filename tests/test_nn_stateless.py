@@ -35,6 +35,7 @@ def test_time_and_batch_are_images(layout: str, which: int) -> None:
     assert state is None
     assert (grads.state, grads.params) == (None, {})
     np.testing.assert_array_equal(y.reshape(flat.shape), flat)
+    assert expected.x is not None
     np.testing.assert_array_equal(grads.x, expected.x.reshape(SHAPE))
     np.testing.assert_array_equal(module(x)[0], y)
     assert module.backward(tape, y, needs_x=False).x is None

@@ -41,7 +41,8 @@ def activation_backward(grad_out: AnyArray, y: AnyArray, activation: str) -> Arr
     """The gradient by the argument of relu, tanh or sigmoid, whose output is y."""
     d, y = as_float64(grad_out), as_float64(y)
     slope = {"relu": np.where(y <= 0, 0.0, 1.0), "tanh": 1 - y**2, "sigmoid": y * (1 - y)}
-    return d * slope[activation]
+    gradient: Array = d * slope[activation]
+    return gradient
 
 
 def softmax(x: AnyArray) -> Array:
@@ -55,7 +56,8 @@ def softmax(x: AnyArray) -> Array:
 def softmax_backward(grad_out: AnyArray, y: AnyArray) -> Array:
     """The gradient by x of :func:`softmax`, whose output is y."""
     d, y = as_float64(grad_out), as_float64(y)
-    return y * (d - (y * d).sum(axis=-1, keepdims=True))
+    gradient: Array = y * (d - (y * d).sum(axis=-1, keepdims=True))
+    return gradient
 
 
 # ---------------------------------------------------------------------------------------------

@@ -63,6 +63,7 @@ class MaxPool2d(Stateless):
         return y.reshape(*x.shape[:-3], *y.shape[1:]), (indices, images.shape, x.shape)
 
     def _gradient_of_x(self, grad_y: Array, *saved: Any) -> Array:
+        shape: tuple[int, ...]
         indices, images, shape = saved
         grad = ops.max_pool2d_backward(
             folded("MaxPool2d.backward: grad_y", grad_y), indices, images, layout=self.layout
@@ -109,6 +110,7 @@ class AvgPool2d(Stateless):
         return y.reshape(*x.shape[:-3], *y.shape[1:]), (images.shape, x.shape)
 
     def _gradient_of_x(self, grad_y: Array, *saved: Any) -> Array:
+        shape: tuple[int, ...]
         images, shape = saved
         rows = folded("AvgPool2d.backward: grad_y", grad_y)
         grad = ops.avg_pool2d_backward(rows, images, self.kernel_size, **self._options())
@@ -140,6 +142,7 @@ class GlobalAvgPool2d(Stateless):
         return y.reshape(*x.shape[:-3], y.shape[1]), (images.shape, x.shape)
 
     def _gradient_of_x(self, grad_y: Array, *saved: Any) -> Array:
+        shape: tuple[int, ...]
         images, shape = saved
         rows = folded("GlobalAvgPool2d.backward: grad_y", grad_y, axes=1)
         return ops.global_avg_pool2d_backward(rows, images, layout=self.layout).reshape(shape)

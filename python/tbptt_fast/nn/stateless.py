@@ -158,7 +158,8 @@ class Flatten(Stateless):
                 f"Flatten.backward: grad_y: expected shape {list(expected)}, "
                 f"got {list(grad_y.shape)}"
             )
-        return grad_y.reshape(shape)
+        grad_x: Array = grad_y.reshape(shape)
+        return grad_x
 
     def __repr__(self) -> str:
         return f"Flatten({self.start_dim}, {self.end_dim})"

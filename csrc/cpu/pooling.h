@@ -67,10 +67,18 @@ TBPTT_INLINE Vec<T> load_strided(const T* from, int64_t stride) {
 }
 
 template <class T>
-TBPTT_INLINE VecBits<T> places_from(int64_t first, int64_t stride) {
-    using Place = std::remove_reference_t<decltype(VecBits<T>{}[0])>;
+using Place = std::remove_reference_t<decltype(VecBits<T>{}[0])>;
+
+template <class T>
+TBPTT_INLINE VecBits<T> all_at(int64_t place) {
+    return VecBits<T>{} + static_cast<Place<T>>(place);
+}
+
+// 0, stride, 2·stride, …
+template <class T>
+TBPTT_INLINE VecBits<T> places_apart(int64_t stride) {
     VecBits<T> places{};
-    for (int i = 0; i < lanes<T>; ++i) places[i] = static_cast<Place>(first + i * stride);
+    for (int i = 0; i < lanes<T>; ++i) places[i] = static_cast<Place<T>>(i * stride);
     return places;
 }
 
@@ -87,8 +95,12 @@ TBPTT_INLINE void put(T* to, Vec<T> value, int64_t count) {
 
 template <class T>
 TBPTT_INLINE void put_places(int64_t* to, VecBits<T> places, int64_t count) {
-    const int64_t stored = smaller<int64_t>(count, lanes<T>);
-    for (int64_t i = 0; i < stored; ++i) to[i] = places[i];
+    Place<T> place[lanes<T>];
+    __builtin_memcpy(place, &places, sizeof(places));
+    if (count >= lanes<T>)
+        for (int i = 0; i < lanes<T>; ++i) to[i] = place[i];  // of constant length: vectors widen it
+    else
+        for (int64_t i = 0; i < count; ++i) to[i] = place[i];
 }
 
 template <class T>
@@ -179,12 +191,12 @@ TBPTT_INLINE void pool_row(const Pool& pool, const PoolAxis& x, const T* plane, 
     const Range inner = inner_windows(x);
     if (length(inner) < L) return one_by_one(0, x.out);
     one_by_one(0, inner.begin);
-    const VecBits<T> steps = places_from<T>(0, x.stride);
+    const VecBits<T> steps = places_apart<T>(x.stride);
     for (int64_t i = inner.begin; i < inner.end; i += L) {
         const int64_t from = smaller(i, inner.end - L);  // the last vector may overlap the one before
         pool_window<Vec<T>>(
             pool, rows, window(x, from), x.size, [&](int64_t place) { return load_strided(plane + place, x.stride); },
-            [&](int64_t place) { return steps + places_from<T>(place, 0); }, offset + from, L);
+            [&](int64_t place) { return steps + all_at<T>(place); }, offset + from, L);
     }
     one_by_one(inner.end, x.out);
 }
@@ -199,7 +211,7 @@ TBPTT_INLINE void pool_row_of_channels(const Pool& pool, const PoolShape& shape,
             pool_window<Vec<T>>(
                 pool, rows, window(shape.x, i), shape.x.size,
                 [&](int64_t place) { return load_partial(image + place * channels + c, channels - c); },
-                [](int64_t place) { return places_from<T>(place, 0); }, offset + i * channels + c, channels - c);
+                [](int64_t place) { return all_at<T>(place); }, offset + i * channels + c, channels - c);
 }
 
 TBPTT_INLINE int threads_for_windows(const PoolShape& s, double more = 0) {

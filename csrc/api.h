@@ -156,12 +156,17 @@ struct SoftmaxCrossEntropy {
     T* grad_logits;               // out = [N, C]
 };
 
+enum class Loss { squared, absolute, huber, hinge };
+
+// Losses that look at every value by itself.
 template <class T>
-struct SquaredError {
+struct PointwiseLoss {
+    Loss kind;
+    double delta;                // Huber: where it turns from a square into a line, > 0
     std::int64_t rows, columns;  // N, D
     double divisor;              // of the gradient; the losses are not divided
     const T* prediction;         // [N, D]
-    const T* target;             // [N, D]
+    const T* target;             // [N, D]; hinge: each -1 or 1
     const T* weights;            // [N] or null (ones)
     T* loss;                     // out = [N, D] or null
     T* grad_prediction;          // out = [N, D]
@@ -286,6 +291,84 @@ struct Dropout {
     T* y;               // out = [count]
 };
 
+// Windows of kernel_y·kernel_x values on planes of size_y·size_x, which are thought to be surrounded by `padding`:
+// out = (size + 2·padding - kernel) / stride + 1, rounded down, with 2·padding <= kernel. All sizes are at least 1, but for
+// batch and channels. Arrays are [N, C, Y, X] or, with `channels_last`, [N, Y, X, C].
+struct PoolAxis {
+    std::int64_t size, kernel, stride, padding, out;
+};
+
+struct PoolShape {
+    std::int64_t batch, channels;
+    PoolAxis y, x;
+    bool channels_last;
+};
+
+template <class T>
+struct MaxPoolForward {
+    PoolShape shape;        // y.size · x.size is a value of the integer as wide as T
+    const T* x;             // the planes
+    T* y;                   // out = the windows
+    std::int64_t* indices;  // out = like y; the place y.size · … + x of each maximum in its plane
+};
+
+template <class T>
+struct MaxPoolBackward {
+    std::int64_t batch, channels, plane, windows;  // plane: values of one plane of x, windows: those of y
+    bool channels_last;
+    const T* grad_y;              // the windows
+    const std::int64_t* indices;  // like grad_y, each in [0, plane)
+    T* grad_x;                    // out = the planes
+};
+
+template <class T>
+struct AvgPoolForward {
+    PoolShape shape;
+    bool count_padding;  // padding counts as zeros
+    const T* x;          // the planes
+    T* y;                // out = the windows
+};
+
+template <class T>
+struct AvgPoolBackward {
+    PoolShape shape;
+    bool count_padding;
+    const T* grad_y;  // the windows
+    T* grad_x;        // out = the planes
+};
+
+template <class T>
+struct GlobalAvgPool {
+    std::int64_t batch, channels, plane;  // plane >= 1
+    bool channels_last;
+    const T* x;  // [N, C, plane] or [N, plane, C]
+    T* y;        // out = [N, C]
+};
+
+template <class T>
+struct SoftmaxForward {
+    std::int64_t rows, columns;  // N, C; C >= 1
+    const T* x;                  // [N, C]
+    T* y;                        // out = [N, C]
+};
+
+template <class T>
+struct SoftmaxBackward {
+    std::int64_t rows, columns;  // N, C; C >= 1
+    const T* grad_y;             // [N, C]
+    const T* y;                  // [N, C]
+    T* grad_x;                   // out = [N, C]
+};
+
+template <class T>
+struct ActivationBackward {
+    std::int64_t count;
+    Activation activation;
+    const T* grad_y;  // [count]
+    const T* y;       // [count]
+    T* grad_x;        // out = [count]
+};
+
 template <class T>
 struct Kernels {
     void (*recurrent_forward)(const RecurrentForward<T>&);
@@ -297,7 +380,7 @@ struct Kernels {
     void (*embedding_forward)(const EmbeddingForward<T>&);
     void (*embedding_backward)(const EmbeddingBackward<T>&);
     void (*softmax_cross_entropy)(const SoftmaxCrossEntropy<T>&);
-    void (*squared_error)(const SquaredError<T>&);
+    void (*pointwise_loss)(const PointwiseLoss<T>&);
     void (*gradient_norm)(const GradientNorm<T>&);
     void (*sgd_step)(const SgdStep<T>&);
     void (*rmsprop_step)(const RmspropStep<T>&);
@@ -311,6 +394,15 @@ struct Kernels {
     void (*layer_norm_forward)(const LayerNormForward<T>&);
     void (*layer_norm_backward)(const LayerNormBackward<T>&);
     void (*dropout)(const Dropout<T>&);
+    void (*relu)(std::int64_t count, const T* from, T* to);
+    void (*activation_backward)(const ActivationBackward<T>&);
+    void (*softmax_forward)(const SoftmaxForward<T>&);
+    void (*softmax_backward)(const SoftmaxBackward<T>&);
+    void (*max_pool_forward)(const MaxPoolForward<T>&);
+    void (*max_pool_backward)(const MaxPoolBackward<T>&);
+    void (*avg_pool_forward)(const AvgPoolForward<T>&);
+    void (*avg_pool_backward)(const AvgPoolBackward<T>&);
+    void (*global_avg_pool)(const GlobalAvgPool<T>&);
 };
 
 struct KernelTable {

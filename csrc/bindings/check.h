@@ -127,6 +127,7 @@ void register_embedding(py::module_& module);
 void register_losses(py::module_& module);
 void register_optimizers(py::module_& module);
 void register_normalization(py::module_& module);
+void register_pooling(py::module_& module);
 void register_runtime(py::module_& module);
 
 }  // namespace tbptt::python

@@ -80,6 +80,54 @@ py::array elementwise(const py::array& array, void (*Kernels<T>::*function)(int6
     return reshaped(to.array, extents_of(from));
 }
 
+template <class T>
+py::array activation_backward(py::handle grad_given, const py::array& y_array, Activation activation) {
+    const Input<T> grad_y = input_of_extents<T>(grad_given, extents_of(y_array), {"activation_backward", "grad_out"});
+    const py::array y = to_contiguous(y_array);
+    const Output<T> grad_x({y.size()});
+    {
+        const py::gil_scoped_release unlocked;
+        kernels<T>().activation_backward(
+            {y.size(), activation, grad_y.data, static_cast<const T*>(y.data()), grad_x.data});
+    }
+    return reshaped(grad_x.array, extents_of(y));
+}
+
+// A shape that is rows to the kernels.
+struct RowShape {
+    Extents extents;
+    int64_t rows, columns;
+};
+
+RowShape read_rows(const py::array& array, const Argument& argument) {
+    const Extents leading = leading_extents(array, 1, argument);
+    return {extents_of(array), element_count(leading), array.shape(array.ndim() - 1)};
+}
+
+template <class T>
+py::array softmax(const RowShape& shape, const py::array& x_array) {
+    const py::array x = to_contiguous(x_array);
+    const Output<T> y({shape.rows, shape.columns});
+    if (shape.columns > 0) {
+        const py::gil_scoped_release unlocked;
+        kernels<T>().softmax_forward({shape.rows, shape.columns, static_cast<const T*>(x.data()), y.data});
+    }
+    return reshaped(y.array, shape.extents);
+}
+
+template <class T>
+py::array softmax_backward(const RowShape& shape, py::handle grad_given, const py::array& y_array) {
+    const Input<T> grad_y = input_of_extents<T>(grad_given, shape.extents, {"softmax_backward", "grad_out"});
+    const py::array y = to_contiguous(y_array);
+    const Output<T> grad_x({shape.rows, shape.columns});
+    if (shape.columns > 0) {
+        const py::gil_scoped_release unlocked;
+        kernels<T>().softmax_backward(
+            {shape.rows, shape.columns, grad_y.data, static_cast<const T*>(y.data()), grad_x.data});
+    }
+    return reshaped(grad_x.array, shape.extents);
+}
+
 }  // namespace
 
 void register_layers(py::module_& module) {
@@ -115,6 +163,30 @@ void register_layers(py::module_& module) {
     define("exp", &Kernels<float>::exp, &Kernels<double>::exp);
     define("tanh", &Kernels<float>::tanh, &Kernels<double>::tanh);
     define("sigmoid", &Kernels<float>::sigmoid, &Kernels<double>::sigmoid);
+    define("relu", &Kernels<float>::relu, &Kernels<double>::relu);
+    module.def("activation_backward", [](py::handle grad_out, py::handle y, py::handle activation) {
+        const char* op = "activation_backward";
+        const py::array array = to_array(y, {op, "y"});
+        const DType dtype = float_dtype(array, {op, "y"});
+        const Activation function = read_activation(activation, op);
+        if (function == Activation::none) Argument{op, "activation"}.type_error("expected a string, got NoneType");
+        return with_dtype(dtype,
+                          [&](auto zero) { return activation_backward<decltype(zero)>(grad_out, array, function); });
+    });
+    module.def("softmax", [](py::handle x) {
+        const Argument argument{"softmax", "x"};
+        const py::array array = to_array(x, argument);
+        const DType dtype = float_dtype(array, argument);
+        const RowShape shape = read_rows(array, argument);
+        return with_dtype(dtype, [&](auto zero) { return softmax<decltype(zero)>(shape, array); });
+    });
+    module.def("softmax_backward", [](py::handle grad_out, py::handle y) {
+        const Argument argument{"softmax_backward", "y"};
+        const py::array array = to_array(y, argument);
+        const DType dtype = float_dtype(array, argument);
+        const RowShape shape = read_rows(array, argument);
+        return with_dtype(dtype, [&](auto zero) { return softmax_backward<decltype(zero)>(shape, grad_out, array); });
+    });
 }
 
 }  // namespace tbptt::python

@@ -60,14 +60,29 @@ py::tuple softmax_cross_entropy(const py::array& logits_array, const Ids& target
     return py::make_tuple(sum / divisor, grad_logits);
 }
 
+// A loss that looks at every value by itself.
+struct Pointwise {
+    const char* op;
+    Loss kind;
+    double delta;
+};
+
 template <class T>
-py::tuple mse_loss(const py::array& prediction_array, py::handle target_given, py::handle weights_given,
-                   Reduction reduction) {
-    const char* op = "mse_loss";
+void check_signs(const T* target, int64_t count, const char* op) {
+    for (int64_t i = 0; i < count; ++i)
+        if (target[i] != T(1) && target[i] != T(-1))
+            Argument{op, "target"}.value_error("expected -1 or 1, got " + std::string(py::str(py::float_(target[i]))));
+}
+
+template <class T>
+py::tuple pointwise_loss(const Pointwise& loss, const py::array& prediction_array, py::handle target_given,
+                         py::handle weights_given, Reduction reduction) {
+    const char* op = loss.op;
     const Extents extents = extents_of(prediction_array),
                   leading = leading_extents(prediction_array, 1, {op, "prediction"});
     const int64_t rows = element_count(leading), columns = extents.back(), elements = element_count(extents);
     const Input<T> target = input_of_extents<T>(target_given, extents, {op, "target"});
+    if (loss.kind == Loss::hinge) check_signs(target.data, elements, op);
     const Input<T> weights = read_weights<T>(weights_given, leading, op);
     const py::array prediction = to_contiguous(prediction_array);
     const Output<T> grad({elements}), each({reduction == Reduction::none ? elements : 0});
@@ -78,12 +93,23 @@ py::tuple mse_loss(const py::array& prediction_array, py::handle target_given, p
             divisor = static_cast<double>(columns) *
                       (weights.data ? total_weight(rows, weights.data, [](int64_t) { return true; })
                                     : static_cast<double>(rows));
-        kernels<T>().squared_error({rows, columns, divisor, static_cast<const T*>(prediction.data()), target.data,
-                                    weights.data, reduction == Reduction::none ? each.data : nullptr, grad.data, &sum});
+        kernels<T>().pointwise_loss({loss.kind, loss.delta, rows, columns, divisor,
+                                     static_cast<const T*>(prediction.data()), target.data, weights.data,
+                                     reduction == Reduction::none ? each.data : nullptr, grad.data, &sum});
     }
     const py::array grad_prediction = reshaped(grad.array, extents);
     if (reduction == Reduction::none) return py::make_tuple(reshaped(each.array, extents), grad_prediction);
     return py::make_tuple(sum / divisor, grad_prediction);
+}
+
+py::tuple read_pointwise_loss(const Pointwise& loss, py::handle prediction, py::handle target, py::handle weights,
+                              py::handle reduction) {
+    const Argument argument{loss.op, "prediction"};
+    const py::array array = to_array(prediction, argument);
+    const DType dtype = float_dtype(array, argument);
+    const Reduction wanted = read_reduction(reduction, loss.op);
+    return with_dtype(dtype,
+                      [&](auto zero) { return pointwise_loss<decltype(zero)>(loss, array, target, weights, wanted); });
 }
 
 }  // namespace
@@ -108,13 +134,20 @@ void register_losses(py::module_& module) {
             return softmax_cross_entropy<decltype(zero)>(logits_array, targets, weights, ignored, wanted);
         });
     });
-    module.def("mse_loss", [](py::handle prediction, py::handle target, py::handle weights, py::handle reduction) {
-        const char* op = "mse_loss";
-        const py::array prediction_array = to_array(prediction, {op, "prediction"});
-        const DType dtype = float_dtype(prediction_array, {op, "prediction"});
-        const Reduction wanted = read_reduction(reduction, op);
-        return with_dtype(
-            dtype, [&](auto zero) { return mse_loss<decltype(zero)>(prediction_array, target, weights, wanted); });
+    const auto define = [&module](const char* name, Loss kind) {
+        module.def(name,
+                   [name, kind](py::handle prediction, py::handle target, py::handle weights, py::handle reduction) {
+                       return read_pointwise_loss({name, kind, 0}, prediction, target, weights, reduction);
+                   });
+    };
+    define("mse_loss", Loss::squared);
+    define("l1_loss", Loss::absolute);
+    define("hinge_loss", Loss::hinge);
+    module.def("huber_loss", [](py::handle prediction, py::handle target, py::handle delta, py::handle weights,
+                                py::handle reduction) {
+        const char* op = "huber_loss";
+        return read_pointwise_loss({op, Loss::huber, read_number(delta, positive, {op, "delta"})}, prediction, target,
+                                   weights, reduction);
     });
 }
 

@@ -89,15 +89,7 @@ void convolution_backward(const ConvolutionBackward<T>& p) {
     const bool activated = p.activation != Activation::none;
     Buffer<T> before(activated ? outputs : 0);
     const T* g = activated ? static_cast<const T*>(before) : p.grad_y;
-    if (activated)
-        run_parallel(threads_for(4.0 * static_cast<double>(outputs)), [&](const Worker& worker) {
-            const Range mine = split(outputs, worker);
-            for (int64_t i = mine.begin; i < mine.end; i += lanes<T>) {
-                const int64_t count = mine.end - i;
-                const Wide<T, 1> y{{load_partial(p.y + i, count)}}, dy{{load_partial(p.grad_y + i, count)}};
-                store_partial(before + i, activation_gradient(p.activation, y, dy).part[0], count);
-            }
-        });
+    if (activated) activation_backward(ActivationBackward<T>{outputs, p.activation, p.grad_y, p.y, before});
     if (p.grad_x)
         for (int64_t y = 0; y < s.stride_y; ++y)
             for (int64_t x = 0; x < s.stride_x; ++x) input_gradient<T>(s, g, p.w, p.grad_x, y, x);

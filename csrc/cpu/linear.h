@@ -63,11 +63,8 @@ void linear_backward(const LinearBackward<T>& p) {
         for (int64_t i = panels.begin; i < panels.end; ++i) pack_rows(w, i, p.w, p.inputs, p.inputs);
         for (int64_t i = mine.begin; i < mine.end; ++i) rows[i] = p.x + i * p.inputs;
         if (!activated) return;
-        for (int64_t i = mine.begin * p.outputs; i < mine.end * p.outputs; i += lanes<T>) {
-            const int64_t count = mine.end * p.outputs - i;
-            const Wide<T, 1> y{{load_partial(p.y + i, count)}}, dy{{load_partial(p.grad_y + i, count)}};
-            store_partial(before + i, activation_gradient(p.activation, y, dy).part[0], count);
-        }
+        const int64_t first = mine.begin * p.outputs, count = (mine.end - mine.begin) * p.outputs;
+        activation_gradients<T>(p.activation, count, p.y + first, p.grad_y + first, before + first);
     };
     run_parallel(threads, [&](const Worker& worker) {
         prepare(worker);

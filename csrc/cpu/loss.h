@@ -3,55 +3,10 @@
 #pragma once
 
 #include "../api.h"
-#include "reduce.h"
-#include "vector_math.h"
-#include "workers.h"
+#include "softmax.h"
 
 namespace tbptt {
 namespace TBPTT_ISA {
-
-template <class T>
-TBPTT_INLINE Vec<T> larger_of(Vec<T> a, Vec<T> b) {
-    return a > b ? a : b;
-}
-
-template <class T>
-TBPTT_INLINE T row_maximum(const T* row, int64_t count) {
-    constexpr int L = lanes<T>;
-    T largest = row[0];
-    if (count >= L) {
-        Vec<T> best = load(row + count - L);  // the last vector may overlap the others
-        for (int64_t i = 0; i + L <= count; i += L) best = larger_of<T>(load(row + i), best);
-        T lane[L];
-        store(lane, best);
-#pragma GCC unroll 8
-        for (int half = L / 2; half > 0; half /= 2)
-            for (int i = 0; i < half; ++i) lane[i] = lane[i] > lane[i + half] ? lane[i] : lane[i + half];
-        return lane[0];
-    }
-    for (int64_t i = 1; i < count; ++i) largest = row[i] > largest ? row[i] : largest;
-    return largest;
-}
-
-// to = exp(row - shift); returns the sum
-template <class T>
-TBPTT_INLINE T exponentials(const T* row, int64_t count, T shift, T* to) {
-    constexpr int L = lanes<T>;
-    Vec<T> sums{};
-    int64_t i = 0;
-    for (; i + L <= count; i += L) {
-        const Vec<T> e = vec_exp<T>(load(row + i) - shift);
-        store(to + i, e);
-        sums += e;
-    }
-    T sum = sum_lanes<T>(sums);
-    if (i < count) {
-        const Vec<T> e = vec_exp<T>(load_partial(row + i, count - i) - shift);
-        store_partial(to + i, e, count - i);
-        for (int64_t j = 0; j < count - i; ++j) sum += e[j];
-    }
-    return sum;
-}
 
 // Subtracting the maximum leaves the softmax as it is and every exponential at most 1. A NaN in the row reaches all of
 // it: through the maximum or through the sum.
@@ -70,7 +25,6 @@ TBPTT_INLINE double cross_entropy_row(const T* row, int64_t classes, int64_t tar
 
 template <class T>
 void softmax_cross_entropy(const SoftmaxCrossEntropy<T>& p) {
-    constexpr double cost_of_a_class = 20;
     const double elements = static_cast<double>(p.rows * p.classes);
     run_parallel(threads_for(cost_of_a_class * elements), [&](const Worker& worker) {
         const Range mine = split(p.rows, worker);
@@ -86,25 +40,49 @@ void softmax_cross_entropy(const SoftmaxCrossEntropy<T>& p) {
     });
 }
 
+// The loss of one value and its slope by the prediction, which at a kink is 0 and which carries a NaN on.
+struct LossAndSlope {
+    Vec<double> loss, slope;
+};
+
+// ±1 for its sign, and x itself where it has none: zero or NaN.
+TBPTT_INLINE Vec<double> sign_or_self(Vec<double> x) { return x > 0 ? broadcast(1.0) : x < 0 ? broadcast(-1.0) : x; }
+
+template <Loss kind>
+TBPTT_INLINE LossAndSlope loss_of(Vec<double> prediction, Vec<double> target, double delta) {
+    if constexpr (kind == Loss::hinge) {
+        const Vec<double> missing = 1.0 - target * prediction, none{};  // to the margin
+        return {missing <= 0 ? none : missing, missing <= 0 ? none : missing > 0 ? -target : missing};
+    }
+    const Vec<double> difference = prediction - target, sign = sign_or_self(difference), size = sign * difference;
+    if constexpr (kind == Loss::squared) return {difference * difference, 2.0 * difference};
+    if constexpr (kind == Loss::absolute) return {size, sign};
+    const Vec<double> limit = broadcast(delta);
+    return {size <= limit ? 0.5 * difference * difference : delta * (size - 0.5 * delta),
+            size <= limit ? difference : delta * sign};
+}
+
 // The elements of one run; weight(offset, count) is that of the elements from `offset` on. All arithmetic is in double.
-template <class T, class Weight>
-TBPTT_INLINE double squared_error_run(const SquaredError<T>& p, Range run, Weight weight) {
-    const Vec<double> twice = broadcast(2.0 / p.divisor);
+template <Loss kind, class T, class Weight>
+TBPTT_INLINE double loss_of_run(const PointwiseLoss<T>& p, Range run, Weight weight) {
+    const Vec<double> share = broadcast(1.0 / p.divisor);
     Vec<double> sums{};
     for (int64_t i = run.begin; i < run.end; i += lanes<double>) {
         const int64_t count = run.end - i;
-        const Vec<double> difference = load_double(p.prediction + i, count) - load_double(p.target + i, count);
-        const Vec<double> weighted = weight(i, count) * difference, loss = weighted * difference;
-        store_double(p.grad_prediction + i, weighted * twice, count);
+        const Vec<double> w = weight(i, count);
+        const LossAndSlope found =
+            loss_of<kind>(load_double(p.prediction + i, count), load_double(p.target + i, count), p.delta);
+        const Vec<double> loss = w * found.loss;
+        store_double(p.grad_prediction + i, w * found.slope * share, count);
         if (p.loss) store_double(p.loss + i, loss, count);
-        sums += first_lanes<double>(loss, count);  // the others are 0 · weight, which may be NaN
+        sums += first_lanes<double>(loss, count);  // the others have no weight or no value: they may be NaN
     }
     return sum_lanes<double>(sums);
 }
 
 // A run is a row when rows have weights, else a block of fixed size: nothing depends on the number of threads.
-template <class T>
-void squared_error(const SquaredError<T>& p) {
+template <Loss kind, class T>
+void loss_of_kind(const PointwiseLoss<T>& p) {
     constexpr int64_t block = 4096;
     const bool weight_per_run = p.weights && p.columns > 1;
     const int64_t elements = p.rows * p.columns, width = weight_per_run ? p.columns : block;
@@ -115,17 +93,27 @@ void squared_error(const SquaredError<T>& p) {
         for (int64_t i = mine.begin; i < mine.end; ++i) {
             const Range run{i * width, smaller((i + 1) * width, elements)};
             if (!p.weights)
-                sums[i] = squared_error_run(p, run, [](int64_t, int64_t) { return broadcast(1.0); });
+                sums[i] = loss_of_run<kind>(p, run, [](int64_t, int64_t) { return broadcast(1.0); });
             else if (!weight_per_run)
                 sums[i] =
-                    squared_error_run(p, run, [&](int64_t j, int64_t n) { return load_double(p.weights + j, n); });
+                    loss_of_run<kind>(p, run, [&](int64_t j, int64_t n) { return load_double(p.weights + j, n); });
             else
-                sums[i] = squared_error_run(
+                sums[i] = loss_of_run<kind>(
                     p, run, [w = static_cast<double>(p.weights[i])](int64_t, int64_t) { return broadcast(w); });
         }
     });
     *p.sum = 0;
     for (int64_t i = 0; i < runs; ++i) *p.sum += sums[i];
+}
+
+template <class T>
+void pointwise_loss(const PointwiseLoss<T>& p) {
+    switch (p.kind) {
+        case Loss::squared: return loss_of_kind<Loss::squared>(p);
+        case Loss::absolute: return loss_of_kind<Loss::absolute>(p);
+        case Loss::huber: return loss_of_kind<Loss::huber>(p);
+        case Loss::hinge: return loss_of_kind<Loss::hinge>(p);
+    }
 }
 
 }  // namespace TBPTT_ISA

@@ -7,6 +7,8 @@
 #include "normalization.h"
 #include "optimizer.h"
 #include "peak.h"
+#include "pooling.h"
+#include "softmax.h"
 
 #define TBPTT_STRING_(x) #x
 #define TBPTT_STRING(x) TBPTT_STRING_(x)
@@ -44,6 +46,11 @@ void sigmoid_array(int64_t count, const T* from, T* to) {
 }
 
 template <class T>
+void relu_array(int64_t count, const T* from, T* to) {
+    map<T>(count, from, to, [](auto x) { return activate(Activation::relu, x); });
+}
+
+template <class T>
 constexpr Kernels<T> make_kernels() {
     return {recurrent_forward<T>,
             recurrent_backward<T>,
@@ -54,7 +61,7 @@ constexpr Kernels<T> make_kernels() {
             embedding_forward<T>,
             embedding_backward<T>,
             softmax_cross_entropy<T>,
-            squared_error<T>,
+            pointwise_loss<T>,
             gradient_norm<T>,
             sgd_step<T>,
             rmsprop_step<T>,
@@ -66,7 +73,16 @@ constexpr Kernels<T> make_kernels() {
             batch_norm_backward<T>,
             layer_norm_forward<T>,
             layer_norm_backward<T>,
-            dropout<T>};
+            dropout<T>,
+            relu_array<T>,
+            activation_backward<T>,
+            softmax_forward<T>,
+            softmax_backward<T>,
+            max_pool_forward<T>,
+            max_pool_backward<T>,
+            avg_pool_forward<T>,
+            avg_pool_backward<T>,
+            global_avg_pool<T>};
 }
 
 }  // namespace

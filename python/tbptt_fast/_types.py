@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from numpy.typing import NDArray
 
 Array: TypeAlias = NDArray[Any]
 ArrayLike: TypeAlias = Any  # an ndarray or anything with __dlpack__ in CPU memory
+
+Activation: TypeAlias = Literal["relu", "tanh", "sigmoid"] | None
+Layout: TypeAlias = Literal["NCHW", "NHWC"]

@@ -13,7 +13,8 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 from . import _native
 from ._native import Tape
-from ._types import Array, ArrayLike
+from ._types import Activation, Array, ArrayLike, Layout
+from .ops_activations import activation_backward, relu, softmax, softmax_backward
 from .ops_convolution import (
     ConvGrads,
     conv1d,
@@ -21,11 +22,18 @@ from .ops_convolution import (
     conv2d,
     conv2d_backward,
 )
-from .ops_layers import embedding, embedding_backward, mse_loss, softmax_cross_entropy
+from .ops_layers import (
+    embedding,
+    embedding_backward,
+    hinge_loss,
+    huber_loss,
+    l1_loss,
+    mse_loss,
+    softmax_cross_entropy,
+)
 from .ops_norm import (
     BatchNorm,
     LayerNorm,
-    Layout,
     NormGrads,
     batch_norm,
     batch_norm_backward,
@@ -35,6 +43,14 @@ from .ops_norm import (
     layer_norm_backward,
 )
 from .ops_optim import StepResult, adam_step, rmsprop_step, sgd_step
+from .ops_pooling import (
+    avg_pool2d,
+    avg_pool2d_backward,
+    global_avg_pool2d,
+    global_avg_pool2d_backward,
+    max_pool2d,
+    max_pool2d_backward,
+)
 
 __all__ = [
     "BatchNorm",
@@ -46,7 +62,10 @@ __all__ = [
     "RecurrentGrads",
     "StepResult",
     "Tape",
+    "activation_backward",
     "adam_step",
+    "avg_pool2d",
+    "avg_pool2d_backward",
     "batch_norm",
     "batch_norm_backward",
     "conv1d",
@@ -58,27 +77,36 @@ __all__ = [
     "embedding",
     "embedding_backward",
     "exp",
+    "global_avg_pool2d",
+    "global_avg_pool2d_backward",
     "gru_backward",
     "gru_forward",
+    "hinge_loss",
+    "huber_loss",
+    "l1_loss",
     "layer_norm",
     "layer_norm_backward",
     "linear",
     "linear_backward",
     "lstm_backward",
     "lstm_forward",
+    "max_pool2d",
+    "max_pool2d_backward",
     "mse_loss",
+    "relu",
     "rmsprop_step",
     "rnn_backward",
     "rnn_forward",
     "sgd_step",
     "sigmoid",
+    "softmax",
+    "softmax_backward",
     "softmax_cross_entropy",
     "tanh",
 ]
 
 StatePair: TypeAlias = tuple[Array, Array]
 Truncation: TypeAlias = int | tuple[int, int] | None
-Activation: TypeAlias = Literal["relu", "tanh", "sigmoid"] | None
 
 
 class RecurrentGrads(NamedTuple):

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple, SupportsIndex, TypeAlias
 
 from . import _native
-from ._types import Array, ArrayLike
+from ._types import Activation, Array, ArrayLike, Layout
 
-Activation: TypeAlias = Literal["relu", "tanh", "sigmoid"] | None
 Needs: TypeAlias = Sequence[Literal["x", "w", "b"]]
 Extent: TypeAlias = SupportsIndex | Sequence[SupportsIndex]  # one for all directions, or each
 Sides: TypeAlias = Sequence[Sequence[SupportsIndex]]
@@ -32,7 +31,7 @@ def conv2d(
     dilation: Extent = 1,
     groups: SupportsIndex = 1,
     activation: Activation = None,
-    layout: Literal["NCHW", "NHWC"] = "NCHW",
+    layout: Layout = "NCHW",
 ) -> Array:
     """Return f(w ⋆ x + b): images [N, O, Y', X'] for x [N, I, Y, X] and w [O, I/groups, kY, kX].
 
@@ -72,7 +71,7 @@ def conv2d_backward(
     dilation: Extent = 1,
     groups: SupportsIndex = 1,
     activation: Activation = None,
-    layout: Literal["NCHW", "NHWC"] = "NCHW",
+    layout: Layout = "NCHW",
     needs: Needs = ("x", "w", "b"),
 ) -> ConvGrads:
     """Gradients of `conv2d` by x, w and b; those not in `needs` are None and cost nothing.

@@ -105,3 +105,84 @@ def mse_loss(
     (2.0, [[0.0, 2.0]])
     """
     return _native.mse_loss(prediction, target, weights, reduction)
+
+
+def l1_loss(
+    prediction: ArrayLike,
+    target: ArrayLike,
+    *,
+    weights: ArrayLike | None = None,
+    reduction: Reduction = "mean",
+) -> tuple[Any, Array]:
+    """Absolute error |prediction - target|, and its gradient by the prediction, in one pass.
+
+    The gradient is the sign of the difference, 0 where there is none.
+
+    Args, Returns: as for `mse_loss`.
+
+    Raises:
+        TypeError, ValueError: see `tbptt_fast.ops`.
+
+    >>> import numpy as np
+    >>> loss, grad = l1_loss(np.array([[1.0, 3.0]]), np.array([[1.0, 1.0]]))
+    >>> loss, grad.tolist()
+    (1.0, [[0.0, 0.5]])
+    """
+    return _native.l1_loss(prediction, target, weights, reduction)
+
+
+def huber_loss(
+    prediction: ArrayLike,
+    target: ArrayLike,
+    *,
+    delta: float = 1.0,
+    weights: ArrayLike | None = None,
+    reduction: Reduction = "mean",
+) -> tuple[Any, Array]:
+    """A square for small errors and a line for large ones, and its gradient, in one pass.
+
+    With d = prediction - target it is d²/2 where |d| <= delta, else delta·(|d| - delta/2).
+
+    Args:
+        delta: > 0; where the square ends.
+        prediction, target, weights, reduction: as for `mse_loss`, and so are the results.
+
+    Raises:
+        TypeError, ValueError: see `tbptt_fast.ops`.
+
+    Source: Huber (1964), "Robust estimation of a location parameter".
+
+    >>> import numpy as np
+    >>> loss, grad = huber_loss(np.array([[1.0, 4.0]]), np.array([[0.0, 0.0]]), delta=2.0)
+    >>> loss, grad.tolist()
+    (3.25, [[0.5, 1.0]])
+    """
+    return _native.huber_loss(prediction, target, delta, weights, reduction)
+
+
+def hinge_loss(
+    prediction: ArrayLike,
+    target: ArrayLike,
+    *,
+    weights: ArrayLike | None = None,
+    reduction: Reduction = "mean",
+) -> tuple[Any, Array]:
+    """max(0, 1 - target·prediction) for targets ±1, and its gradient, in one pass.
+
+    The gradient is -target below the margin, 0 above it and at the kink target·prediction = 1.
+
+    Args:
+        target: [..., D], -1 or 1, of the prediction's dtype.
+        prediction, weights, reduction: as for `mse_loss`, and so are the results.
+
+    Raises:
+        TypeError, ValueError: see `tbptt_fast.ops`; a target is neither -1 nor 1.
+
+    Source: Cortes & Vapnik (1995), "Support-vector networks".
+
+    >>> import numpy as np
+    >>> loss, grad = hinge_loss(np.array([[0.5, 1.0]]), np.array([[-1.0, 1.0]]))
+    >>> loss, grad.tolist()
+    (0.75, [[0.5, 0.0]])
+    """
+    return _native.hinge_loss(prediction, target, weights, reduction)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, SupportsIndex, TypeAlias
+from typing import Literal, NamedTuple, SupportsIndex
 
 from . import _native
-from ._types import Array, ArrayLike
-
-Layout: TypeAlias = Literal["NCHW", "NHWC"]
+from ._types import Array, ArrayLike, Layout
 
 
 class BatchNorm(NamedTuple):

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .reference_layers import AnyArray, Array, activation_slope, apply_activation, as_float64
+from .reference_layers import AnyArray, Array, activation_backward, apply_activation, as_float64
 
 Sides = Sequence[Sequence[int]]
 
@@ -58,7 +58,7 @@ def conv_backward(
     grad = as_float64(grad_out)
     if activation is not None:
         assert y is not None
-        grad = grad * activation_slope(as_float64(y), activation)
+        grad = activation_backward(grad, y, activation)
     padded, w = pad(x, padding), as_float64(w)
     sizes = output_sizes(padded, w, stride, dilation)
     grad_x, grad_w = np.zeros_like(padded), np.zeros_like(w)

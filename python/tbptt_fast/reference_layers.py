@@ -37,6 +37,29 @@ def relu(x: AnyArray) -> Array:
     return np.maximum(as_float64(x), 0.0)
 
 
+def activation_backward(grad_out: AnyArray, y: AnyArray, activation: str) -> Array:
+    """The gradient by the argument of relu, tanh or sigmoid, whose output is y."""
+    d, y = as_float64(grad_out), as_float64(y)
+    slope = {"relu": np.where(y <= 0, 0.0, 1.0), "tanh": 1 - y**2, "sigmoid": y * (1 - y)}
+    gradient: Array = d * slope[activation]
+    return gradient
+
+
+def softmax(x: AnyArray) -> Array:
+    """exp(x) / Σ exp(x) along the last axis."""
+    x = as_float64(x)
+    e = np.exp(x - x.max(axis=-1, keepdims=True, initial=-np.inf))
+    shares: Array = e / e.sum(axis=-1, keepdims=True)
+    return shares
+
+
+def softmax_backward(grad_out: AnyArray, y: AnyArray) -> Array:
+    """The gradient by x of :func:`softmax`, whose output is y."""
+    d, y = as_float64(grad_out), as_float64(y)
+    gradient: Array = y * (d - (y * d).sum(axis=-1, keepdims=True))
+    return gradient
+
+
 # ---------------------------------------------------------------------------------------------
 # Layers and losses
 
@@ -54,13 +77,6 @@ def apply_activation(x: Array, activation: str | None) -> Array:
     functions: dict[str, Callable[[Array], Array]]
     functions = {"relu": relu, "tanh": np.tanh, "sigmoid": sigmoid}
     return x if activation is None else functions[activation](x)
-
-
-def activation_slope(y: Array, activation: str) -> Array:
-    """The activation's derivative where its value is y; relu'(0) = 0."""
-    return {"relu": np.where(y <= 0, 0.0, 1.0), "tanh": 1 - y**2, "sigmoid": y * (1 - y)}[
-        activation
-    ]
 
 
 def linear(
@@ -86,7 +102,7 @@ def linear_backward(
     d, x, w = as_float64(grad_out), as_float64(x), as_float64(w)
     if activation is not None:
         assert y is not None
-        d = d * activation_slope(as_float64(y), activation)
+        d = activation_backward(d, y, activation)
     count = math.prod(x.shape[:-1])  # -1 would be ambiguous where a layer has no inputs or outputs
     rows, inputs = d.reshape(count, w.shape[0]), x.reshape(count, w.shape[1])
     return LinearGrads(
@@ -143,10 +159,53 @@ def mse_loss(
     reduction: str = "mean",
 ) -> tuple[Any, Array]:
     """Squared error, [..., D] both; weights [...] count rows. "mean" divides by Σ weights · D."""
+    d = as_float64(prediction) - as_float64(target)
+    return _weighted(d**2, 2 * d, weights, reduction)
+
+
+def l1_loss(
+    prediction: AnyArray,
+    target: AnyArray,
+    *,
+    weights: AnyArray | None = None,
+    reduction: str = "mean",
+) -> tuple[Any, Array]:
+    """Absolute error; its slope at 0 is 0. The rest is that of :func:`mse_loss`."""
+    d = as_float64(prediction) - as_float64(target)
+    return _weighted(np.abs(d), np.sign(d), weights, reduction)
+
+
+def huber_loss(
+    prediction: AnyArray,
+    target: AnyArray,
+    *,
+    delta: float = 1.0,
+    weights: AnyArray | None = None,
+    reduction: str = "mean",
+) -> tuple[Any, Array]:
+    """d²/2 up to |d| = delta, then a line. The rest is that of :func:`mse_loss`."""
+    d = as_float64(prediction) - as_float64(target)
+    loss = np.where(np.abs(d) <= delta, d**2 / 2, delta * (np.abs(d) - delta / 2))
+    return _weighted(loss, np.clip(d, -delta, delta), weights, reduction)
+
+
+def hinge_loss(
+    prediction: AnyArray,
+    target: AnyArray,
+    *,
+    weights: AnyArray | None = None,
+    reduction: str = "mean",
+) -> tuple[Any, Array]:
+    """max(0, 1 - target·prediction), targets ±1. The rest is that of :func:`mse_loss`."""
     p, t = as_float64(prediction), as_float64(target)
-    weight = (np.ones(p.shape[:-1]) if weights is None else as_float64(weights))[..., None]
-    loss, grad = weight * (p - t) ** 2, 2 * weight * (p - t)
-    return _reduced(loss, grad, weight.sum() * p.shape[-1], reduction)
+    return _weighted(np.maximum(1 - t * p, 0), np.where(t * p < 1, -t, 0), weights, reduction)
+
+
+def _weighted(
+    loss: Array, slope: Array, weights: AnyArray | None, reduction: str
+) -> tuple[Any, Array]:
+    weight = (np.ones(loss.shape[:-1]) if weights is None else as_float64(weights))[..., None]
+    return _reduced(weight * loss, weight * slope, weight.sum() * loss.shape[-1], reduction)
 
 
 def _reduced(loss: Array, grad: Array, count: float, reduction: str) -> tuple[Any, Array]:

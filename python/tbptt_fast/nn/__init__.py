@@ -9,21 +9,31 @@ from .convolution import Conv1d, Conv2d
 from .layers import Embedding, Linear, Sequential
 from .module import Gradients, Module, Tape
 from .normalization import BatchNorm2d, Dropout, LayerNorm
+from .pooling import AvgPool2d, GlobalAvgPool2d, MaxPool2d
 from .recurrent import GRU, LSTM, RNN
+from .stateless import Flatten, ReLU, Sigmoid, Softmax, Tanh
 
 __all__ = [
     "GRU",
     "LSTM",
     "RNN",
+    "AvgPool2d",
     "BatchNorm2d",
     "Conv1d",
     "Conv2d",
     "Dropout",
     "Embedding",
+    "Flatten",
+    "GlobalAvgPool2d",
     "Gradients",
     "LayerNorm",
     "Linear",
+    "MaxPool2d",
     "Module",
+    "ReLU",
     "Sequential",
+    "Sigmoid",
+    "Softmax",
+    "Tanh",
     "Tape",
 ]

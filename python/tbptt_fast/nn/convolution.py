@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import ops
-from .._types import Array
+from .._types import Activation, Array
 from .module import Gradients, Module, Tape, check_dtype, check_sizes, uniform
 
 
@@ -28,7 +28,7 @@ class _Conv(Module):
         dilation: Any,
         groups: int,
         bias: bool,
-        activation: ops.Activation,
+        activation: Activation,
         layout: Any,
         seed: int | None,
         dtype: npt.DTypeLike,
@@ -139,7 +139,7 @@ class Conv2d(_Conv):
         dilation: Any = 1,
         groups: int = 1,
         bias: bool = True,
-        activation: ops.Activation = None,
+        activation: Activation = None,
         *,
         layout: str = "NCHW",
         seed: int | None = None,
@@ -185,7 +185,7 @@ class Conv1d(_Conv):
         dilation: Any = 1,
         groups: int = 1,
         bias: bool = True,
-        activation: ops.Activation = None,
+        activation: Activation = None,
         *,
         layout: str = "NCL",
         seed: int | None = None,

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import ops
-from .._types import Array
+from .._types import Activation, Array
 from .module import (
     Gradients,
     Module,
@@ -42,7 +42,7 @@ class Linear(Module):
         in_features: int,
         out_features: int,
         bias: bool = True,
-        activation: ops.Activation = None,
+        activation: Activation = None,
         *,
         seed: int | None = None,
         dtype: npt.DTypeLike = np.float32,

@@ -1,0 +1,256 @@
+// Pooling over planes.
+#include "../dispatch.h"
+#include "arguments.h"
+
+namespace tbptt::python {
+
+namespace {
+
+bool read_channels_last(py::handle given, const char* op) {
+    const Argument argument{op, "layout"};
+    if (!py::isinstance<py::str>(given)) argument.type_error("expected a string, got " + type_name(given));
+    const std::string name = py::str(given);
+    if (name != "NCHW" && name != "NHWC") argument.value_error("expected 'NCHW' or 'NHWC', got '" + name + "'");
+    return name == "NHWC";
+}
+
+struct Pair {
+    int64_t y, x;
+};
+
+int64_t read_extent(py::handle given, int64_t least, const Argument& argument) {
+    const int64_t value = read_integer(given, least, argument);
+    if (value > std::numeric_limits<std::int32_t>::max())  // products with it stay in range
+        argument.value_error("expected an integer below 2**31, got " + std::to_string(value));
+    return value;
+}
+
+// An integer for both axes, or one each.
+Pair read_pair(py::handle given, int64_t least, const Argument& argument) {
+    if (!py::isinstance<py::tuple>(given) && !py::isinstance<py::list>(given)) {
+        if (!to_index(given)) argument.type_error("expected an integer or a pair of integers, got " + type_name(given));
+        const int64_t both = read_extent(given, least, argument);
+        return {both, both};
+    }
+    const auto items = py::reinterpret_borrow<py::sequence>(given);
+    if (items.size() != 2)
+        argument.value_error("expected an integer or a pair of integers, got " + std::to_string(items.size()) +
+                             " items");
+    return {read_extent(py::object(items[0]), least, argument), read_extent(py::object(items[1]), least, argument)};
+}
+
+std::string format_pair(int64_t y, int64_t x) { return format_shape({y, x}); }
+
+// Batches of images: [N, C, Y, X] or [N, Y, X, C].
+struct Images {
+    int64_t batch, channels, y, x;
+    bool channels_last;
+
+    // The values of a plane.
+    int64_t plane() const { return element_count({y, x}); }
+};
+
+Extents image_extents(const Images& s) {
+    return s.channels_last ? Extents{s.batch, s.y, s.x, s.channels} : Extents{s.batch, s.channels, s.y, s.x};
+}
+
+Images as_images(const Extents& extents, bool channels_last, const Argument& argument) {
+    const Images images = channels_last ? Images{extents[0], extents[3], extents[1], extents[2], true}
+                                        : Images{extents[0], extents[1], extents[2], extents[3], false};
+    if (images.y < 1 || images.x < 1)
+        argument.value_error("expected a plane of at least 1 value, got shape " + format_shape(extents.data(), 4));
+    return images;
+}
+
+Images read_images(const py::array& array, bool channels_last, const Argument& argument) {
+    check_rank(array, 4, argument);
+    return as_images(extents_of(array), channels_last, argument);
+}
+
+Images read_input_shape(py::handle given, bool channels_last, const char* op) {
+    const Argument argument{op, "input_shape"};
+    if (!py::isinstance<py::tuple>(given) && !py::isinstance<py::list>(given))
+        argument.type_error("expected a tuple of 4 integers, got " + type_name(given));
+    const auto items = py::reinterpret_borrow<py::sequence>(given);
+    if (items.size() != 4)
+        argument.value_error("expected a tuple of 4 integers, got " + std::to_string(items.size()) + " items");
+    Extents extents;
+    for (std::size_t i = 0; i < 4; ++i) extents.push_back(read_integer(py::object(items[i]), 0, argument));
+    element_count(extents);  // MemoryError rather than an overflow later
+    return as_images(extents, channels_last, argument);
+}
+
+template <class T>
+Output<T> output_of(const Images& s) {
+    return s.channels_last ? Output<T>({s.batch, s.y, s.x, s.channels}) : Output<T>({s.batch, s.channels, s.y, s.x});
+}
+
+struct Pool {
+    Images images;
+    PoolShape shape;
+
+    Images pooled() const { return {shape.batch, shape.channels, shape.y.out, shape.x.out, shape.channels_last}; }
+};
+
+Pool read_pool(const Images& images, py::handle kernel_given, py::handle stride_given, py::handle padding_given,
+               const char* op) {
+    const Pair kernel = read_pair(kernel_given, 1, {op, "kernel"});
+    const Pair stride = stride_given.is_none() ? kernel : read_pair(stride_given, 1, {op, "stride"});
+    const Pair padding = read_pair(padding_given, 0, {op, "padding"});
+    if (padding.y > kernel.y / 2 || padding.x > kernel.x / 2)
+        Argument{op, "padding"}.value_error("expected at most half of the kernel, " +
+                                            format_pair(kernel.y / 2, kernel.x / 2) + ", got " +
+                                            format_pair(padding.y, padding.x));
+    const Pair room{images.y + 2 * padding.y, images.x + 2 * padding.x};
+    if (kernel.y > room.y || kernel.x > room.x)
+        Argument{op, "kernel"}.value_error("expected at most the plane with its padding, " +
+                                           format_pair(room.y, room.x) + ", got " + format_pair(kernel.y, kernel.x));
+    const PoolAxis y{images.y, kernel.y, stride.y, padding.y, (room.y - kernel.y) / stride.y + 1},
+        x{images.x, kernel.x, stride.x, padding.x, (room.x - kernel.x) / stride.x + 1};
+    return {images, {images.batch, images.channels, y, x, images.channels_last}};
+}
+
+py::array new_indices(const Images& s) {
+    // float64 has the width of an index: the allocator and its limits serve both
+    return py::array(output_of<double>(s).array.attr("view")(py::dtype::of<int64_t>()));
+}
+
+template <class T>
+py::tuple max_pool(const Pool& pool, const py::array& given) {
+    const Argument argument{"max_pool2d", "x"};
+    if (sizeof(T) == sizeof(std::int32_t) && pool.images.plane() > std::numeric_limits<std::int32_t>::max())
+        argument.value_error("expected planes of less than 2**31 values of float32, got shape " + format_shape(given));
+    const py::array x = to_contiguous(given);
+    const Output<T> y = output_of<T>(pool.pooled());
+    py::array indices = new_indices(pool.pooled());
+    auto* places = static_cast<int64_t*>(indices.mutable_data());
+    {
+        const py::gil_scoped_release unlocked;
+        kernels<T>().max_pool_forward({pool.shape, static_cast<const T*>(x.data()), y.data, places});
+    }
+    return py::make_tuple(y.array, indices);
+}
+
+template <class T>
+py::array max_pool_backward(const Images& windows, const Images& images, const py::array& given, const Ids& indices) {
+    const py::array grad_y = to_contiguous(given);
+    const Output<T> grad_x = output_of<T>(images);
+    {
+        const py::gil_scoped_release unlocked;
+        kernels<T>().max_pool_backward({images.batch, images.channels, images.plane(), windows.plane(),
+                                        images.channels_last, static_cast<const T*>(grad_y.data()), indices.data,
+                                        grad_x.data});
+    }
+    return grad_x.array;
+}
+
+template <class T>
+py::array avg_pool(const Pool& pool, bool count_padding, const py::array& given) {
+    const py::array x = to_contiguous(given);
+    const Output<T> y = output_of<T>(pool.pooled());
+    {
+        const py::gil_scoped_release unlocked;
+        kernels<T>().avg_pool_forward({pool.shape, count_padding, static_cast<const T*>(x.data()), y.data});
+    }
+    return y.array;
+}
+
+template <class T>
+py::array avg_pool_backward(const Pool& pool, bool count_padding, const py::array& given) {
+    const py::array grad_y = to_contiguous(given);
+    const Output<T> grad_x = output_of<T>(pool.images);
+    {
+        const py::gil_scoped_release unlocked;
+        kernels<T>().avg_pool_backward({pool.shape, count_padding, static_cast<const T*>(grad_y.data()), grad_x.data});
+    }
+    return grad_x.array;
+}
+
+template <class T>
+py::array global_avg_pool(const Images& images, const py::array& given) {
+    const py::array x = to_contiguous(given);
+    const Output<T> y({images.batch, images.channels});
+    {
+        const py::gil_scoped_release unlocked;
+        kernels<T>().global_avg_pool({images.batch, images.channels, images.plane(), images.channels_last,
+                                      static_cast<const T*>(x.data()), y.data});
+    }
+    return y.array;
+}
+
+}  // namespace
+
+void register_pooling(py::module_& module) {
+    module.def("max_pool2d",
+               [](py::handle x, py::handle kernel, py::handle stride, py::handle padding, py::handle layout) {
+                   const char* op = "max_pool2d";
+                   const py::array array = to_array(x, {op, "x"});
+                   const DType dtype = float_dtype(array, {op, "x"});
+                   const Images images = read_images(array, read_channels_last(layout, op), {op, "x"});
+                   const Pool pool = read_pool(images, kernel, stride, padding, op);
+                   return with_dtype(dtype, [&](auto zero) { return max_pool<decltype(zero)>(pool, array); });
+               });
+    module.def("max_pool2d_backward",
+               [](py::handle grad_out, py::handle indices_given, py::handle input_shape, py::handle layout) {
+                   const char* op = "max_pool2d_backward";
+                   const py::array array = to_array(grad_out, {op, "grad_out"});
+                   const DType dtype = float_dtype(array, {op, "grad_out"});
+                   const bool channels_last = read_channels_last(layout, op);
+                   const Images images = read_input_shape(input_shape, channels_last, op);
+                   Images windows = read_images(array, channels_last, {op, "grad_out"});
+                   windows.batch = images.batch, windows.channels = images.channels;
+                   check_extents(extents_of(array), image_extents(windows), {op, "grad_out"});
+                   const Ids indices = read_ids(indices_given, {op, "indices"});
+                   check_extents(indices.extents, extents_of(array), {op, "indices"});
+                   check_ids(indices, images.plane(), nullptr, {op, "indices"});
+                   return with_dtype(dtype, [&](auto zero) {
+                       return max_pool_backward<decltype(zero)>(windows, images, array, indices);
+                   });
+               });
+    module.def("avg_pool2d", [](py::handle x, py::handle kernel, py::handle stride, py::handle padding,
+                                py::handle count_include_pad, py::handle layout) {
+        const char* op = "avg_pool2d";
+        const py::array array = to_array(x, {op, "x"});
+        const DType dtype = float_dtype(array, {op, "x"});
+        const Images images = read_images(array, read_channels_last(layout, op), {op, "x"});
+        const Pool pool = read_pool(images, kernel, stride, padding, op);
+        const bool count = read_bool(count_include_pad, {op, "count_include_pad"});
+        return with_dtype(dtype, [&](auto zero) { return avg_pool<decltype(zero)>(pool, count, array); });
+    });
+    module.def(
+        "avg_pool2d_backward", [](py::handle grad_out, py::handle input_shape, py::handle kernel, py::handle stride,
+                                  py::handle padding, py::handle count_include_pad, py::handle layout) {
+            const char* op = "avg_pool2d_backward";
+            const py::array array = to_array(grad_out, {op, "grad_out"});
+            const DType dtype = float_dtype(array, {op, "grad_out"});
+            const Images images = read_input_shape(input_shape, read_channels_last(layout, op), op);
+            const Pool pool = read_pool(images, kernel, stride, padding, op);
+            const bool count = read_bool(count_include_pad, {op, "count_include_pad"});
+            check_extents(extents_of(array), image_extents(pool.pooled()), {op, "grad_out"});
+            return with_dtype(dtype, [&](auto zero) { return avg_pool_backward<decltype(zero)>(pool, count, array); });
+        });
+    module.def("global_avg_pool2d", [](py::handle x, py::handle layout) {
+        const char* op = "global_avg_pool2d";
+        const py::array array = to_array(x, {op, "x"});
+        const DType dtype = float_dtype(array, {op, "x"});
+        const Images images = read_images(array, read_channels_last(layout, op), {op, "x"});
+        return with_dtype(dtype, [&](auto zero) { return global_avg_pool<decltype(zero)>(images, array); });
+    });
+    module.def("global_avg_pool2d_backward", [](py::handle grad_out, py::handle input_shape, py::handle layout) {
+        const char* op = "global_avg_pool2d_backward";
+        const py::array array = to_array(grad_out, {op, "grad_out"});
+        const DType dtype = float_dtype(array, {op, "grad_out"});
+        const Images images = read_input_shape(input_shape, read_channels_last(layout, op), op);
+        check_extents(extents_of(array), {images.batch, images.channels}, {op, "grad_out"});
+        // One window over everything: [N, C] is then [N, C, 1, 1] and [N, 1, 1, C] alike.
+        const Pool pool{images,
+                        {images.batch,
+                         images.channels,
+                         {images.y, images.y, 1, 0, 1},
+                         {images.x, images.x, 1, 0, 1},
+                         images.channels_last}};
+        return with_dtype(dtype, [&](auto zero) { return avg_pool_backward<decltype(zero)>(pool, true, array); });
+    });
+}
+
+}  // namespace tbptt::python

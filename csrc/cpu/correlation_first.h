@@ -4,8 +4,6 @@
 // time; the weights are read where they are.
 #pragma once
 
-#include <cstring>
-
 #include "correlation.h"
 
 namespace tbptt {

@@ -1,8 +1,6 @@
 // Splitting work over the pool's workers, and their scratch memory.
 #pragma once
 
-#include <atomic>
-#include <new>
 #include <type_traits>
 
 #include "../memory.h"
@@ -59,7 +57,7 @@ class Tasks {
    public:
     Tasks(int64_t total, int threads)
         : total_(total), chunk_(larger<int64_t>(1, total / (16 * threads))), taken_(threads) {
-        for (int i = 0; i < threads; ++i) new (&taken_[i]) Counter{};
+        for (int i = 0; i < threads; ++i) taken_[i].next = 0;
     }
 
     // Before each run but the first, with a wait for all between this and the run.
@@ -70,14 +68,16 @@ class Tasks {
         for (int k = 0; k < worker.count; ++k) {
             const int owner = (worker.index + k) % worker.count;
             const Range part = split(total_, owner, worker.count);
-            for (int64_t first; (first = part.begin + taken_[owner].next.fetch_add(chunk_)) < part.end;)
+            for (int64_t first; (first = part.begin + taken_[owner].take(chunk_)) < part.end;)
                 for (int64_t i = first; i < smaller(first + chunk_, part.end); ++i) task(i);
         }
     }
 
    private:
+    // std::atomic would be inline code that all instruction sets share.
     struct alignas(64) Counter {
-        std::atomic<int64_t> next{0};
+        int64_t next;
+        int64_t take(int64_t count) { return __atomic_fetch_add(&next, count, __ATOMIC_RELAXED); }
     };
     const int64_t total_, chunk_;
     Buffer<Counter> taken_;

@@ -25,6 +25,7 @@ BENCHES = {
     "resets": "an LSTM with resets in the middle of its sequences",
     "overhead": "microseconds per call when there is nothing to compute",
     "stream": "memory over a million steps",
+    "conv": "convolutions against PyTorch's, in both layouts",
     "train": "seconds to a validation loss on real text, against PyTorch",
 }
 

@@ -128,6 +128,30 @@ struct ConvolutionBackward {
     T* grad_b;        // out = [O] or null
 };
 
+// The transpose of a convolution: from images like its output to images like its input. `shape` is that convolution's.
+template <class T>
+struct TransposedForward {
+    ConvolutionShape shape;
+    Activation activation;
+    const T* x;  // output images
+    const T* w;  // [O, I/groups, kernel_height, kernel_width]
+    const T* b;  // [I] or null
+    T* y;        // out = input images
+};
+
+template <class T>
+struct TransposedBackward {
+    ConvolutionShape shape;
+    Activation activation;
+    const T* grad_y;  // input images
+    const T* x;       // output images
+    const T* w;       // [O, I/groups, kernel_height, kernel_width]
+    const T* y;       // input images; null without activation
+    T* grad_x;        // out = output images, or null
+    T* grad_w;        // out = [O, I/groups, kernel_height, kernel_width] or null
+    T* grad_b;        // out = [I] or null
+};
+
 template <class T>
 struct EmbeddingForward {
     std::int64_t rows, width;  // N, D
@@ -377,6 +401,8 @@ struct Kernels {
     void (*linear_backward)(const LinearBackward<T>&);
     void (*convolution_forward)(const ConvolutionForward<T>&);
     void (*convolution_backward)(const ConvolutionBackward<T>&);
+    void (*transposed_forward)(const TransposedForward<T>&);
+    void (*transposed_backward)(const TransposedBackward<T>&);
     void (*embedding_forward)(const EmbeddingForward<T>&);
     void (*embedding_backward)(const EmbeddingBackward<T>&);
     void (*softmax_cross_entropy)(const SoftmaxCrossEntropy<T>&);

@@ -14,6 +14,8 @@ CONV: list[tuple[str, tuple[Any, ...], dict[str, Any], tuple[int, ...]]] = [
     ("Conv2d", (4, 6, (3, 2)), {"stride": (2, 1), "groups": 2, "bias": False}, (1, 4, 9, 5)),
     ("Conv2d", (4, 4, 3), {"padding": "same", "dilation": 2, "groups": 4}, (2, 4, 8, 8)),
     ("Conv1d", (2, 5, 4), {"stride": 2, "padding": 3}, (3, 2, 11)),
+    ("ConvTranspose2d", (4, 6, 3), {"stride": 2, "output_padding": 1}, (2, 4, 5, 6)),
+    ("ConvTranspose2d", (4, 2, (2, 5)), {"groups": 2, "padding": (1, 2)}, (1, 4, 7, 6)),
 ]
 
 modules = pytest.mark.parametrize(("kind", "sizes", "options", "shape"), CONV, ids=str)

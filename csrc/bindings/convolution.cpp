@@ -1,4 +1,5 @@
 // Convolutions in one and two dimensions; to the kernels, one dimension is images of height 1.
+#include <algorithm>
 #include <array>
 
 #include "../dispatch.h"
@@ -88,7 +89,57 @@ class Reader {
         return result;
     }
 
+    // Of a transposed convolution: the shape is that of the convolution from its output to x.
+    Convolution read_transposed(const py::array& w, py::handle stride, py::handle padding, py::handle output_padding,
+                                py::handle dilation, py::handle groups) {
+        const Pair strides = read_pair(stride, rank_, 1, {op_, "stride"});
+        const Pair dilations = read_pair(dilation, rank_, 1, {op_, "dilation"});
+        const Pair more = read_pair(output_padding, rank_, 0, {op_, "output_padding"});
+        const Argument padding_argument{op_, "padding"};
+        if (py::isinstance<py::str>(padding))
+            padding_argument.value_error("expected integers, got '" + std::string(py::str(padding)) + "'");
+        const std::array<Padding, 2> pads = read_padding(padding);
+        ConvolutionShape s = shape_;
+        s.stride_y = strides[0], s.stride_x = strides[1];
+        s.dilation_y = dilations[0], s.dilation_x = dilations[1];
+        s.pad_top = pads[0].before, s.pad_left = pads[1].before;
+        s.out_height = shape_.height, s.out_width = shape_.width;
+        s.outputs = shape_.inputs;
+        s.groups = read_integer(groups, 1, {op_, "groups"});
+        if (w.shape(0) != s.outputs)
+            Argument{op_, "w"}.value_error("expected " + std::to_string(s.outputs) +
+                                           " input channels (dimension 0), got shape " + format_shape(w));
+        if (s.outputs % s.groups != 0)
+            Argument{op_, "groups"}.value_error("expected a divisor of the " + std::to_string(s.outputs) +
+                                                " input channels, got " + std::to_string(s.groups));
+        s.inputs = element_count({s.groups, w.shape(1)});
+        s.height = transposed_size(s.out_height, s.kernel_height, s.stride_y, s.dilation_y, pads[0], more[0]);
+        s.width = transposed_size(s.out_width, s.kernel_width, s.stride_x, s.dilation_x, pads[1], more[1]);
+        Convolution result{rank_, s, extents_of(x_), {s.batch}, extents_of(w)};
+        if (!s.channels_last) result.y.push_back(s.inputs);
+        result.y.push_back(s.height);
+        result.y.push_back(s.width);
+        if (s.channels_last) result.y.push_back(s.inputs);
+        element_count(result.y);
+        return result;
+    }
+
    private:
+    int64_t transposed_size(int64_t size, int64_t kernel, int64_t stride, int64_t dilation, const Padding& pad,
+                            int64_t more) const {
+        constexpr int64_t limit = int64_t{1} << 30;  // far beyond memory; keeps what follows from overflowing
+        for (const int64_t value : {size, kernel, stride, dilation, pad.before, pad.behind})
+            if (value > limit) Argument{op_, "padding"}.value_error("expected sizes, strides and padding below 2**30");
+        if (more >= std::max(stride, dilation))
+            Argument{op_, "output_padding"}.value_error("expected less than the stride or the dilation, got " +
+                                                        std::to_string(more));
+        const int64_t result = (size - 1) * stride - pad.before - pad.behind + dilation * (kernel - 1) + more + 1;
+        if (size < 1 || result < 1)
+            Argument{op_, "padding"}.value_error("expected an output of at least one pixel, got " +
+                                                 std::to_string(result));
+        return result;
+    }
+
     bool read_layout(py::handle given) const {
         const Argument argument{op_, "layout"};
         if (!py::isinstance<py::str>(given)) argument.type_error("expected a string, got " + type_name(given));
@@ -176,7 +227,16 @@ py::array forward(const char* op, const Convolution& c, const py::array& x_given
         const py::gil_scoped_release unlocked;
         kernels<T>().convolution_forward({c.shape, activation, x.data, w.data, b.data, y.data});
     }
-    return py::array(y.array).reshape(c.y);
+    return reshaped(y.array, c.y);
+}
+
+// The output that an activation's gradient needs.
+template <class T>
+Input<T> read_output(const char* op, const Convolution& c, py::handle given, Activation activation) {
+    if (activation == Activation::none) return {};
+    if (given.is_none())
+        Argument{op, "y"}.value_error("expected the output of the convolution, which an activation needs, got None");
+    return input_of_extents<T>(given, c.y, {op, "y"});
 }
 
 template <class T>
@@ -185,13 +245,7 @@ py::tuple backward(const char* op, const Convolution& c, py::handle grad_given, 
     const Input<T> grad_y = input_of_extents<T>(grad_given, c.y, {op, "grad_out"});
     const Input<T> x = input_of_extents<T>(x_given, c.x, {op, "x"});
     const Input<T> w = input_of_extents<T>(w_given, c.w, {op, "w"});
-    Input<T> y;
-    if (activation != Activation::none) {
-        if (y_given.is_none())
-            Argument{op, "y"}.value_error(
-                "expected the output of the convolution, which an activation needs, got None");
-        y = input_of_extents<T>(y_given, c.y, {op, "y"});
-    }
+    const Input<T> y = read_output<T>(op, c, y_given, activation);
     const Output<T> grad_x({needs.x ? element_count(c.x) : 0}), grad_w({needs.w ? element_count(c.w) : 0}),
         grad_b({needs.b ? c.shape.outputs : 0});
     {
@@ -231,11 +285,75 @@ void define(py::module_& module, const char* op, const char* op_backward, int ra
                });
 }
 
+template <class T>
+py::array transposed_forward(const char* op, const Convolution& c, const py::array& x_given, const py::array& w_given,
+                             py::handle b_given, Activation activation) {
+    const Input<T> x = input_of_extents<T>(x_given, c.x, {op, "x"});
+    const Input<T> w = input_of_extents<T>(w_given, c.w, {op, "w"});
+    const Input<T> b = optional_input<T>(b_given, {c.shape.inputs}, {op, "b"});
+    const Output<T> y({element_count(c.y)});
+    {
+        const py::gil_scoped_release unlocked;
+        kernels<T>().transposed_forward({c.shape, activation, x.data, w.data, b.data, y.data});
+    }
+    return reshaped(y.array, c.y);
+}
+
+template <class T>
+py::tuple transposed_backward(const char* op, const Convolution& c, py::handle grad_given, const py::array& x_given,
+                              const py::array& w_given, py::handle y_given, Activation activation, Needs needs) {
+    const Input<T> grad_y = input_of_extents<T>(grad_given, c.y, {op, "grad_out"});
+    const Input<T> x = input_of_extents<T>(x_given, c.x, {op, "x"});
+    const Input<T> w = input_of_extents<T>(w_given, c.w, {op, "w"});
+    const Input<T> y = read_output<T>(op, c, y_given, activation);
+    const Output<T> grad_x({needs.x ? element_count(c.x) : 0}), grad_w({needs.w ? element_count(c.w) : 0}),
+        grad_b({needs.b ? c.shape.inputs : 0});
+    {
+        const py::gil_scoped_release unlocked;
+        kernels<T>().transposed_backward({c.shape, activation, grad_y.data, x.data, w.data, y.data,
+                                          needs.x ? grad_x.data : nullptr, needs.w ? grad_w.data : nullptr,
+                                          needs.b ? grad_b.data : nullptr});
+    }
+    return py::make_tuple(chosen(needs.x, grad_x.array, c.x), chosen(needs.w, grad_w.array, c.w),
+                          chosen(needs.b, grad_b.array));
+}
+
+void define_transposed(py::module_& module) {
+    module.def("conv_transpose2d", [](py::handle x, py::handle w, py::handle b, py::handle stride, py::handle padding,
+                                      py::handle output_padding, py::handle dilation, py::handle groups,
+                                      py::handle activation, py::handle layout) {
+        const char* op = "conv_transpose2d";
+        const py::array x_array = to_array(x, {op, "x"}), w_array = to_array(w, {op, "w"});
+        const DType dtype = float_dtype(x_array, {op, "x"});
+        const Convolution c = Reader(op, 2, x_array, w_array, layout)
+                                  .read_transposed(w_array, stride, padding, output_padding, dilation, groups);
+        const Activation function = read_activation(activation, op);
+        return with_dtype(
+            dtype, [&](auto zero) { return transposed_forward<decltype(zero)>(op, c, x_array, w_array, b, function); });
+    });
+    module.def("conv_transpose2d_backward", [](py::handle grad_out, py::handle x, py::handle w, py::handle y,
+                                               py::handle stride, py::handle padding, py::handle output_padding,
+                                               py::handle dilation, py::handle groups, py::handle activation,
+                                               py::handle layout, py::handle needs) {
+        const char* op = "conv_transpose2d_backward";
+        const py::array x_array = to_array(x, {op, "x"}), w_array = to_array(w, {op, "w"});
+        const DType dtype = float_dtype(x_array, {op, "x"});
+        const Convolution c = Reader(op, 2, x_array, w_array, layout)
+                                  .read_transposed(w_array, stride, padding, output_padding, dilation, groups);
+        const Activation function = read_activation(activation, op);
+        const Needs wanted = read_needs(needs, op);
+        return with_dtype(dtype, [&](auto zero) {
+            return transposed_backward<decltype(zero)>(op, c, grad_out, x_array, w_array, y, function, wanted);
+        });
+    });
+}
+
 }  // namespace
 
 void register_convolution(py::module_& module) {
     define(module, "conv1d", "conv1d_backward", 1);
     define(module, "conv2d", "conv2d_backward", 2);
+    define_transposed(module);
 }
 
 }  // namespace tbptt::python

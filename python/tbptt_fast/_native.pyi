@@ -84,6 +84,32 @@ def conv2d_backward(
     layout: str,
     needs: tuple[str, ...],
 ) -> tuple[Any, Any, Any]: ...
+def conv_transpose2d(
+    x: Any,
+    w: Any,
+    b: Any,
+    stride: Any,
+    padding: Any,
+    output_padding: Any,
+    dilation: Any,
+    groups: SupportsIndex,
+    activation: str | None,
+    layout: str,
+) -> NDArray[Any]: ...
+def conv_transpose2d_backward(
+    grad_out: Any,
+    x: Any,
+    w: Any,
+    y: Any,
+    stride: Any,
+    padding: Any,
+    output_padding: Any,
+    dilation: Any,
+    groups: SupportsIndex,
+    activation: str | None,
+    layout: str,
+    needs: tuple[str, ...],
+) -> tuple[Any, Any, Any]: ...
 def embedding(ids: Any, w: Any) -> NDArray[Any]: ...
 def embedding_backward(grad_out: Any, ids: Any, num_embeddings: SupportsIndex) -> NDArray[Any]: ...
 def softmax_cross_entropy(

@@ -21,6 +21,8 @@ from .ops_convolution import (
     conv1d_backward,
     conv2d,
     conv2d_backward,
+    conv_transpose2d,
+    conv_transpose2d_backward,
 )
 from .ops_layers import (
     embedding,
@@ -72,6 +74,8 @@ __all__ = [
     "conv1d_backward",
     "conv2d",
     "conv2d_backward",
+    "conv_transpose2d",
+    "conv_transpose2d_backward",
     "dropout",
     "dropout_backward",
     "embedding",

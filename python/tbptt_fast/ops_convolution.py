@@ -171,3 +171,85 @@ def conv1d_backward(
             tuple(needs),
         )
     )
+
+
+def conv_transpose2d(
+    x: ArrayLike,
+    w: ArrayLike,
+    b: ArrayLike | None = None,
+    *,
+    stride: Extent = 1,
+    padding: Extent | Sides = 0,
+    output_padding: Extent = 0,
+    dilation: Extent = 1,
+    groups: SupportsIndex = 1,
+    activation: Activation = None,
+    layout: Layout = "NCHW",
+) -> Array:
+    """The transpose of `conv2d`: images [N, O, Y', X'] for x [N, I, Y, X], w [I, O/groups, kY, kX].
+
+    It is the gradient of that convolution by its input, with a bias [O] and an activation; no zeros
+    are inserted, each phase of the stride is computed by itself.
+
+    Args:
+        padding: of the convolution: what is cut off the output, as integers or pairs of sides.
+        output_padding: what is added to the output's size, below and to the right; less than the
+            stride or the dilation.
+
+    The other arguments are those of `conv2d`.
+
+    Returns:
+        Y' = (Y - 1)·stride - top - bottom + dilation·(kY - 1) + output_padding + 1, X' likewise.
+
+    Raises:
+        TypeError, ValueError: see `tbptt_fast.ops`; an output without a pixel.
+
+    Source: Zeiler et al. (2010), "Deconvolutional networks"; sizes as in PyTorch.
+
+    >>> import numpy as np
+    >>> conv_transpose2d(np.ones((1, 1, 1, 2)), np.ones((1, 1, 1, 2)), stride=2)[0, 0].tolist()
+    [[1.0, 1.0, 1.0, 1.0]]
+    """
+    return _native.conv_transpose2d(
+        x, w, b, stride, padding, output_padding, dilation, groups, activation, layout
+    )
+
+
+def conv_transpose2d_backward(
+    grad_out: ArrayLike,
+    x: ArrayLike,
+    w: ArrayLike,
+    *,
+    y: ArrayLike | None = None,
+    stride: Extent = 1,
+    padding: Extent | Sides = 0,
+    output_padding: Extent = 0,
+    dilation: Extent = 1,
+    groups: SupportsIndex = 1,
+    activation: Activation = None,
+    layout: Layout = "NCHW",
+    needs: Needs = ("x", "w", "b"),
+) -> ConvGrads:
+    """Gradients of `conv_transpose2d`, as `conv2d_backward` gives those of `conv2d`.
+
+    >>> import numpy as np
+    >>> x, w = np.ones((1, 1, 1, 2)), np.ones((1, 1, 1, 2))
+    >>> conv_transpose2d_backward(np.ones((1, 1, 1, 4)), x, w, stride=2).x.tolist()
+    [[[[2.0, 2.0]]]]
+    """
+    return ConvGrads(
+        *_native.conv_transpose2d_backward(
+            grad_out,
+            x,
+            w,
+            y,
+            stride,
+            padding,
+            output_padding,
+            dilation,
+            groups,
+            activation,
+            layout,
+            tuple(needs),
+        )
+    )

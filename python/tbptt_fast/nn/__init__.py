@@ -5,7 +5,7 @@ output, nor the parameters may be modified, because a tape refers to them instea
 Sequences are time-major: x is [T, B, features].
 """
 
-from .convolution import Conv1d, Conv2d
+from .convolution import Conv1d, Conv2d, ConvTranspose2d
 from .layers import Embedding, Linear, Sequential
 from .module import Gradients, Module, Tape
 from .normalization import BatchNorm2d, Dropout, LayerNorm
@@ -21,6 +21,7 @@ __all__ = [
     "BatchNorm2d",
     "Conv1d",
     "Conv2d",
+    "ConvTranspose2d",
     "Dropout",
     "Embedding",
     "Flatten",

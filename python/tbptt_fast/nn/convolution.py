@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,27 +14,25 @@ from .module import Gradients, Module, Tape, check_dtype, check_sizes, uniform
 
 
 class _Conv(Module):
-    """What the dimensions share: parameters, options, forward and backward."""
+    """What all convolutions share: parameters, options, forward and backward."""
 
     rank: int
+    transposed = False
+    _op: Callable[..., Array]
+    _op_backward: Callable[..., ops.ConvGrads]
 
     def __init__(
         self,
         in_channels: int,
         out_channels: int,
         kernel_size: int | Sequence[int],
-        stride: Any,
-        padding: Any,
-        dilation: Any,
-        groups: int,
         bias: bool,
-        activation: Activation,
-        layout: Any,
         seed: int | None,
         dtype: npt.DTypeLike,
+        options: dict[str, Any],
     ) -> None:
         super().__init__()
-        kind = type(self).__name__
+        kind, groups, activation = type(self).__name__, options["groups"], options["activation"]
         given = kernel_size if isinstance(kernel_size, Sequence) else [kernel_size] * self.rank
         kernel = tuple(given)
         if len(kernel) != self.rank:
@@ -52,18 +50,12 @@ class _Conv(Module):
                 f"{kind}: activation: expected None, relu, tanh or sigmoid, got {activation!r}"
             )
         self.in_channels, self.out_channels, self.kernel_size = in_channels, out_channels, kernel
-        self.options: dict[str, Any] = {
-            "stride": stride,
-            "padding": padding,
-            "dilation": dilation,
-            "groups": groups,
-            "activation": activation,
-            "layout": layout,
-        }
+        self.options = options
         found = check_dtype(kind, dtype)
         rng = np.random.default_rng(seed)
-        fan = in_channels // groups * int(np.prod(kernel))
-        shape = (out_channels, in_channels // groups, *kernel)
+        sides = (in_channels, out_channels) if self.transposed else (out_channels, in_channels)
+        shape = (sides[0], sides[1] // groups, *kernel)
+        fan = int(np.prod(shape[1:]))
         self._parameters["weight"] = uniform(rng, fan, shape, found)
         if bias:
             self._parameters["bias"] = uniform(rng, fan, (out_channels,), found)
@@ -73,7 +65,7 @@ class _Conv(Module):
     ) -> tuple[Array, Any, Tape | None]:
         self._check_stateless(state)
         weight, bias = self._parameters["weight"], self._parameters.get("bias")
-        y = (ops.conv1d if self.rank == 1 else ops.conv2d)(x, weight, bias, **self.options)
+        y = type(self)._op(x, weight, bias, **self.options)
         saved = (x,) if self.options["activation"] is None else (x, y)
         return y, None, Tape(self, saved) if keep else None
 
@@ -90,23 +82,21 @@ class _Conv(Module):
         x, y = self._saved(tape)[0], self._saved(tape)[-1]
         self._check_stateless(grad_state, "grad_state")
         wanted = {"x": needs_x, "w": True, "b": "bias" in self._parameters}
-        grads = (ops.conv1d_backward if self.rank == 1 else ops.conv2d_backward)(
+        grads = type(self)._op_backward(
             self._gradient(grad_y),
             x,
             self._parameters["weight"],
             y=None if self.options["activation"] is None else y,
             **self.options,
-            needs=[name for name, needed in wanted.items() if needed],  # type: ignore[misc]
+            needs=[name for name, needed in wanted.items() if needed],
         )
         found = {"weight": grads.w, "bias": grads.b}
         return Gradients(grads.x, None, {n: g for n, g in found.items() if g is not None})
 
     def __repr__(self) -> str:
+        sizes = f"{self.in_channels}, {self.out_channels}, {self.kernel_size}"
         options = ", ".join(f"{name}={value!r}" for name, value in self.options.items())
-        kernel = self.kernel_size
-        return (
-            f"{type(self).__name__}({self.in_channels}, {self.out_channels}, {kernel}, {options})"
-        )
+        return f"{type(self).__name__}({sizes}, {options})"
 
 
 class Conv2d(_Conv):
@@ -128,6 +118,8 @@ class Conv2d(_Conv):
     """
 
     rank = 2
+    _op = staticmethod(ops.conv2d)
+    _op_backward = staticmethod(ops.conv2d_backward)
 
     def __init__(
         self,
@@ -145,20 +137,15 @@ class Conv2d(_Conv):
         seed: int | None = None,
         dtype: npt.DTypeLike = np.float32,
     ) -> None:
-        super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            bias,
-            activation,
-            layout,
-            seed,
-            dtype,
-        )
+        options = {
+            "stride": stride,
+            "padding": padding,
+            "dilation": dilation,
+            "groups": groups,
+            "activation": activation,
+            "layout": layout,
+        }
+        super().__init__(in_channels, out_channels, kernel_size, bias, seed, dtype, options)
 
 
 class Conv1d(_Conv):
@@ -174,6 +161,8 @@ class Conv1d(_Conv):
     """
 
     rank = 1
+    _op = staticmethod(ops.conv1d)
+    _op_backward = staticmethod(ops.conv1d_backward)
 
     def __init__(
         self,
@@ -191,17 +180,62 @@ class Conv1d(_Conv):
         seed: int | None = None,
         dtype: npt.DTypeLike = np.float32,
     ) -> None:
-        super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            bias,
-            activation,
-            layout,
-            seed,
-            dtype,
-        )
+        options = {
+            "stride": stride,
+            "padding": padding,
+            "dilation": dilation,
+            "groups": groups,
+            "activation": activation,
+            "layout": layout,
+        }
+        super().__init__(in_channels, out_channels, kernel_size, bias, seed, dtype, options)
+
+
+class ConvTranspose2d(_Conv):
+    """Transposed convolution of images with a fused activation: `tbptt_fast.conv_transpose2d`.
+
+    x [N, in_channels, Y, X] (layout "NHWC": [N, Y, X, in_channels]); parameters weight
+    [in_channels, out_channels / groups, *kernel_size] and bias [out_channels], drawn from
+    U(-1/sqrt(fan), 1/sqrt(fan)), fan being the size of weight[0].
+
+    Raises ValueError for sizes, groups or activation, TypeError for a dtype that is not float32 or
+    float64. Source: layout and initialisation of torch.nn.ConvTranspose2d.
+
+    >>> conv = ConvTranspose2d(8, 3, 4, stride=2, padding=1, seed=0)
+    >>> y, _, _ = conv.forward(np.ones((2, 8, 5, 5), np.float32))
+    >>> y.shape
+    (2, 3, 10, 10)
+    """
+
+    rank = 2
+    transposed = True
+    _op = staticmethod(ops.conv_transpose2d)
+    _op_backward = staticmethod(ops.conv_transpose2d_backward)
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Sequence[int],
+        stride: Any = 1,
+        padding: Any = 0,
+        output_padding: Any = 0,
+        groups: int = 1,
+        bias: bool = True,
+        dilation: Any = 1,
+        activation: Activation = None,
+        *,
+        layout: str = "NCHW",
+        seed: int | None = None,
+        dtype: npt.DTypeLike = np.float32,
+    ) -> None:
+        options = {
+            "stride": stride,
+            "padding": padding,
+            "output_padding": output_padding,
+            "dilation": dilation,
+            "groups": groups,
+            "activation": activation,
+            "layout": layout,
+        }
+        super().__init__(in_channels, out_channels, kernel_size, bias, seed, dtype, options)

@@ -5,6 +5,7 @@ output, nor the parameters may be modified, because a tape refers to them instea
 Sequences are time-major: x is [T, B, features].
 """
 
+from .composed import Iterated, TimeDistributed
 from .convolution import Conv1d, Conv2d, ConvTranspose2d
 from .layers import Embedding, Linear, Sequential
 from .module import Gradients, Module, Tape
@@ -27,6 +28,7 @@ __all__ = [
     "Flatten",
     "GlobalAvgPool2d",
     "Gradients",
+    "Iterated",
     "LayerNorm",
     "Linear",
     "MaxPool2d",
@@ -37,4 +39,5 @@ __all__ = [
     "Softmax",
     "Tanh",
     "Tape",
+    "TimeDistributed",
 ]

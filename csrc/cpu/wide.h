@@ -44,6 +44,7 @@ TBPTT_INLINE Wide<T, N> each(Function function) {
 TBPTT_WIDE_OPERATOR(+)
 TBPTT_WIDE_OPERATOR(-)
 TBPTT_WIDE_OPERATOR(*)
+TBPTT_WIDE_OPERATOR(/)
 #undef TBPTT_WIDE_OPERATOR
 
 template <class T, int N>

@@ -95,61 +95,40 @@ struct LinearBackward {
     T* grad_b;        // out = [outputs] or null
 };
 
-// Cross-correlation in two dimensions. Zeros surround the input: pad_top rows above it, pad_left columns before it, and as
-// many behind as the output's size asks for.
+// Cross-correlation in two dimensions, from input images to output images. Zeros surround the input: pad_top rows above it,
+// pad_left columns before it, and as many behind as the output's size asks for. `transposed` asks for the transpose of the
+// convolution, from images like its output to images like its input; all sizes are still the convolution's.
 struct ConvolutionShape {
     std::int64_t batch, groups, inputs, outputs;  // N; I and O, the channels of all groups
     std::int64_t height, width;                   // of the input
     std::int64_t out_height, out_width;
     std::int64_t kernel_height, kernel_width, stride_y, stride_x, dilation_y, dilation_x, pad_top, pad_left;
     bool channels_last;  // images are [N, Y, X, channels], else [N, channels, Y, X]
+    bool transposed;
 };
 
+// x are input images and y output images; transposed, x are output images and y input images.
 template <class T>
 struct ConvolutionForward {
     ConvolutionShape shape;
     Activation activation;
-    const T* x;  // input images
+    const T* x;
     const T* w;  // [O, I/groups, kernel_height, kernel_width]
-    const T* b;  // [O] or null
-    T* y;        // out = output images
+    const T* b;  // [channels of y] or null
+    T* y;        // out =
 };
 
 template <class T>
 struct ConvolutionBackward {
     ConvolutionShape shape;
     Activation activation;
-    const T* grad_y;  // output images
-    const T* x;       // input images
-    const T* w;       // [O, I/groups, kernel_height, kernel_width]
-    const T* y;       // output images; null without activation
-    T* grad_x;        // out = input images, or null
-    T* grad_w;        // out = [O, I/groups, kernel_height, kernel_width] or null
-    T* grad_b;        // out = [O] or null
-};
-
-// The transpose of a convolution: from images like its output to images like its input. `shape` is that convolution's.
-template <class T>
-struct TransposedForward {
-    ConvolutionShape shape;
-    Activation activation;
-    const T* x;  // output images
+    const T* grad_y;  // like y
+    const T* x;
     const T* w;  // [O, I/groups, kernel_height, kernel_width]
-    const T* b;  // [I] or null
-    T* y;        // out = input images
-};
-
-template <class T>
-struct TransposedBackward {
-    ConvolutionShape shape;
-    Activation activation;
-    const T* grad_y;  // input images
-    const T* x;       // output images
-    const T* w;       // [O, I/groups, kernel_height, kernel_width]
-    const T* y;       // input images; null without activation
-    T* grad_x;        // out = output images, or null
-    T* grad_w;        // out = [O, I/groups, kernel_height, kernel_width] or null
-    T* grad_b;        // out = [I] or null
+    const T* y;  // null without activation
+    T* grad_x;   // out = like x, or null
+    T* grad_w;   // out = [O, I/groups, kernel_height, kernel_width] or null
+    T* grad_b;   // out = [channels of y] or null
 };
 
 template <class T>
@@ -401,8 +380,6 @@ struct Kernels {
     void (*linear_backward)(const LinearBackward<T>&);
     void (*convolution_forward)(const ConvolutionForward<T>&);
     void (*convolution_backward)(const ConvolutionBackward<T>&);
-    void (*transposed_forward)(const TransposedForward<T>&);
-    void (*transposed_backward)(const TransposedBackward<T>&);
     void (*embedding_forward)(const EmbeddingForward<T>&);
     void (*embedding_backward)(const EmbeddingBackward<T>&);
     void (*softmax_cross_entropy)(const SoftmaxCrossEntropy<T>&);

@@ -75,6 +75,15 @@ Activation read_activation(py::handle given, const char* op) {
     argument.value_error("expected None, 'relu', 'tanh' or 'sigmoid', got '" + name + "'");
 }
 
+bool read_channels_last(py::handle given, const char* op, const std::string& first, const std::string& last) {
+    const Argument argument{op, "layout"};
+    if (!py::isinstance<py::str>(given)) argument.type_error("expected a string, got " + type_name(given));
+    const std::string name = py::str(given);
+    if (name != first && name != last)
+        argument.value_error("expected '" + first + "' or '" + last + "', got '" + name + "'");
+    return name == last;
+}
+
 Needs read_needs(py::handle given, const char* op) {
     const Argument argument{op, "needs"};
     Needs needs;

@@ -48,6 +48,10 @@ void check_ids(const Ids& ids, int64_t end, const int64_t* ignored, const Argume
 // None, "relu", "tanh" or "sigmoid".
 Activation read_activation(py::handle given, const char* op);
 
+// Whether the layout is `last` (true) or `first` (false).
+bool read_channels_last(py::handle given, const char* op, const std::string& first = "NCHW",
+                        const std::string& last = "NHWC");
+
 // Which gradients a backward pass is to make.
 struct Needs {
     bool x = false, w = false, b = false;

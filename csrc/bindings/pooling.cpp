@@ -6,14 +6,6 @@ namespace tbptt::python {
 
 namespace {
 
-bool read_channels_last(py::handle given, const char* op) {
-    const Argument argument{op, "layout"};
-    if (!py::isinstance<py::str>(given)) argument.type_error("expected a string, got " + type_name(given));
-    const std::string name = py::str(given);
-    if (name != "NCHW" && name != "NHWC") argument.value_error("expected 'NCHW' or 'NHWC', got '" + name + "'");
-    return name == "NHWC";
-}
-
 struct Pair {
     int64_t y, x;
 };

@@ -1,4 +1,4 @@
-// Convolution, forward and backward, as correlations.
+// Convolution and its transpose, forward and backward, as correlations.
 #pragma once
 
 #include "convolution_gradient.h"
@@ -52,16 +52,10 @@ Correlation<T> forward_correlation(const ConvolutionShape& s, const T* x, const 
             {s.batch, s.out_height, s.out_width}};
 }
 
-template <class T>
-void convolution_forward(const ConvolutionForward<T>& p) {
-    Buffer<Tap> taps(kernel_size(p.shape));
-    correlate(forward_correlation<T>(p.shape, p.x, p.w, p.b, p.activation, p.y, taps));
-}
-
 // The transpose of the convolution, one phase of the stride: its pixels met only some of the taps. Output oy met input iy
 // at tap ky where iy = oy·stride - pad + ky·dilation.
 template <class T>
-void transposed_phase(const TransposedForward<T>& p, int64_t phase_y, int64_t phase_x) {
+void transposed_phase(const ConvolutionForward<T>& p, int64_t phase_y, int64_t phase_x) {
     const ConvolutionShape& s = p.shape;
     Buffer<Tap> taps(kernel_size(s));
     int64_t count = 0;
@@ -84,7 +78,11 @@ void transposed_phase(const TransposedForward<T>& p, int64_t phase_y, int64_t ph
 }
 
 template <class T>
-void transposed_forward(const TransposedForward<T>& p) {
+void convolution_forward(const ConvolutionForward<T>& p) {
+    if (!p.shape.transposed) {
+        Buffer<Tap> taps(kernel_size(p.shape));
+        return correlate(forward_correlation<T>(p.shape, p.x, p.w, p.b, p.activation, p.y, taps));
+    }
     for (int64_t y = 0; y < p.shape.stride_y; ++y)
         for (int64_t x = 0; x < p.shape.stride_x; ++x) transposed_phase(p, y, x);
 }
@@ -113,16 +111,6 @@ const T* before_activation(Activation activation, int64_t count, const T* grad_y
 
 TBPTT_INLINE int64_t size_of(int64_t batch, const ImageShape& image) { return batch * image.plane() * image.channels; }
 
-template <class T>
-void convolution_backward(const ConvolutionBackward<T>& p) {
-    const ConvolutionShape& s = p.shape;
-    const int64_t count = size_of(s.batch, output_image(s));
-    Buffer<T> before(p.activation == Activation::none ? 0 : count);
-    const T* g = before_activation<T>(p.activation, count, p.grad_y, p.y, before);
-    if (p.grad_x) transposed_forward(TransposedForward<T>{s, Activation::none, g, p.w, nullptr, p.grad_x});
-    weight_gradients<T>(s, p.x, g, p.grad_w, p.grad_b);
-}
-
 // sums [channels] = the sums over all pixels of all images, each in the order of memory.
 template <class T>
 void channel_sums(int64_t batch, const ImageShape& image, const T* x, T* sums) {
@@ -141,14 +129,20 @@ void channel_sums(int64_t batch, const ImageShape& image, const T* x, T* sums) {
 }
 
 template <class T>
-void transposed_backward(const TransposedBackward<T>& p) {
+void convolution_backward(const ConvolutionBackward<T>& p) {
     const ConvolutionShape& s = p.shape;
-    const int64_t count = size_of(s.batch, input_image(s));
+    const ImageShape image = s.transposed ? input_image(s) : output_image(s);  // of y
+    const int64_t count = size_of(s.batch, image);
     Buffer<T> before(p.activation == Activation::none ? 0 : count);
     const T* g = before_activation<T>(p.activation, count, p.grad_y, p.y, before);
-    if (p.grad_x) convolution_forward(ConvolutionForward<T>{s, Activation::none, g, p.w, nullptr, p.grad_x});
-    weight_gradients<T>(s, g, p.x, p.grad_w, static_cast<T*>(nullptr));
-    if (p.grad_b) channel_sums<T>(s.batch, input_image(s), g, p.grad_b);
+    if (p.grad_x) {
+        ConvolutionShape transpose = s;
+        transpose.transposed = !s.transposed;
+        convolution_forward(ConvolutionForward<T>{transpose, Activation::none, g, p.w, nullptr, p.grad_x});
+    }
+    if (!s.transposed) return weight_gradients<T>(s, p.x, g, p.grad_w, p.grad_b);
+    weight_gradients<T>(s, g, p.x, p.grad_w, nullptr);
+    if (p.grad_b) channel_sums<T>(s.batch, image, g, p.grad_b);
 }
 
 }  // namespace TBPTT_ISA

@@ -5,7 +5,5 @@ namespace tbptt {
 namespace TBPTT_ISA {
 template void convolution_forward<double>(const ConvolutionForward<double>&);
 template void convolution_backward<double>(const ConvolutionBackward<double>&);
-template void transposed_forward<double>(const TransposedForward<double>&);
-template void transposed_backward<double>(const TransposedBackward<double>&);
 }  // namespace TBPTT_ISA
 }  // namespace tbptt

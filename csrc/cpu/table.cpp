@@ -27,10 +27,6 @@ template <class T>
 void convolution_forward(const ConvolutionForward<T>&);
 template <class T>
 void convolution_backward(const ConvolutionBackward<T>&);
-template <class T>
-void transposed_forward(const TransposedForward<T>&);
-template <class T>
-void transposed_backward(const TransposedBackward<T>&);
 
 namespace {
 
@@ -62,8 +58,6 @@ constexpr Kernels<T> make_kernels() {
             linear_backward<T>,
             convolution_forward<T>,
             convolution_backward<T>,
-            transposed_forward<T>,
-            transposed_backward<T>,
             embedding_forward<T>,
             embedding_backward<T>,
             softmax_cross_entropy<T>,

@@ -1,0 +1,200 @@
+// The checks of convolution_options.h.
+#include "convolution_options.h"
+
+#include <algorithm>
+#include <array>
+
+namespace tbptt::python {
+
+namespace {
+
+using Pair = std::array<int64_t, 2>;  // vertical and horizontal, or the two sides of one direction
+
+bool is_sequence(py::handle given) { return py::isinstance<py::tuple>(given) || py::isinstance<py::list>(given); }
+
+// One integer for both directions, or one for each; with one dimension, one integer.
+Pair read_pair(py::handle given, int rank, int64_t least, const Argument& argument) {
+    const int64_t none = least == 0 ? 0 : 1;  // along the missing dimension
+    if (to_index(given)) {
+        const int64_t value = read_integer(given, least, argument);
+        return {rank == 1 ? none : value, value};
+    }
+    if (!is_sequence(given))
+        argument.type_error("expected an integer or a tuple of " + std::to_string(rank) + ", got " + type_name(given));
+    const py::sequence items = py::reinterpret_borrow<py::sequence>(given);
+    if (py::len(items) != static_cast<std::size_t>(rank))
+        argument.value_error("expected " + std::to_string(rank) + " integer" + (rank > 1 ? "s" : "") + ", got " +
+                             std::to_string(py::len(items)));
+    const int64_t last = read_integer(items[static_cast<std::size_t>(rank - 1)], least, argument);
+    return {rank == 1 ? none : read_integer(items[0], least, argument), last};
+}
+
+bool is_nested(py::handle given) {
+    if (!is_sequence(given)) return false;
+    const py::sequence items = py::reinterpret_borrow<py::sequence>(given);
+    return py::len(items) > 0 && is_sequence(items[0]);
+}
+
+struct Padding {
+    int64_t before, behind;
+};
+
+class Reader {
+   public:
+    Reader(const ConvolutionOp& op, const py::array& x, const py::array& w, const ConvolutionOptions& options)
+        : op_(op), x_(x), w_(w), options_(options) {}
+
+    Convolution read() {
+        read_arrays();
+        const Pair strides = read_pair(options_.stride, op_.rank, 1, argument("stride"));
+        const Pair dilations = read_pair(options_.dilation, op_.rank, 1, argument("dilation"));
+        s_.stride_y = strides[0], s_.stride_x = strides[1];
+        s_.dilation_y = dilations[0], s_.dilation_x = dilations[1];
+        op_.transposed ? read_transposed() : read_direct();
+        Convolution result{s_, op_.transposed ? s_.inputs : s_.outputs, extents_of(x_), extents_of(w_), {s_.batch}};
+        if (!s_.channels_last) result.y.push_back(result.out_channels);
+        if (op_.rank == 2) result.y.push_back(op_.transposed ? s_.height : s_.out_height);
+        result.y.push_back(op_.transposed ? s_.width : s_.out_width);
+        if (s_.channels_last) result.y.push_back(result.out_channels);
+        element_count(result.y);
+        return result;
+    }
+
+   private:
+    Argument argument(const char* name) const { return {op_.name, name}; }
+
+    // What the arrays and the layout say: the sizes on the side of x, and the kernel's.
+    void read_arrays() {
+        const int rank = op_.rank;
+        check_rank(x_, rank + 2, argument("x"));
+        check_rank(w_, rank + 2, argument("w"));
+        s_.transposed = op_.transposed;
+        s_.channels_last = rank == 1 ? read_channels_last(options_.layout, op_.name, "NCL", "NLC")
+                                     : read_channels_last(options_.layout, op_.name);
+        const int first = s_.channels_last ? 1 : 2;
+        s_.batch = x_.shape(0);
+        (op_.transposed ? s_.outputs : s_.inputs) = x_.shape(s_.channels_last ? rank + 1 : 1);
+        (op_.transposed ? s_.out_height : s_.height) = rank == 2 ? x_.shape(first) : 1;
+        (op_.transposed ? s_.out_width : s_.width) = x_.shape(first + rank - 1);
+        s_.kernel_height = rank == 2 ? w_.shape(2) : 1;
+        s_.kernel_width = w_.shape(rank + 1);
+        if (s_.kernel_height < 1 || s_.kernel_width < 1)
+            argument("w").value_error("expected a kernel with at least one element, got shape " + format_shape(w_));
+    }
+
+    void read_direct() {
+        s_.outputs = w_.shape(0);
+        s_.groups = read_integer(options_.groups, 1, argument("groups"));
+        if (s_.inputs % s_.groups != 0 || s_.outputs % s_.groups != 0)
+            argument("groups").value_error("expected a divisor of the " + std::to_string(s_.inputs) + " input and " +
+                                           std::to_string(s_.outputs) + " output channels, got " +
+                                           std::to_string(s_.groups));
+        if (w_.shape(1) != s_.inputs / s_.groups)
+            argument("w").value_error("expected " + std::to_string(s_.inputs / s_.groups) +
+                                      " input channels per group (dimension 1), got shape " + format_shape(w_));
+        const std::array<Padding, 2> pads = read_padding();
+        s_.out_height = output_size("height", s_.height, s_.kernel_height, s_.stride_y, s_.dilation_y, pads[0]);
+        s_.out_width = output_size("width", s_.width, s_.kernel_width, s_.stride_x, s_.dilation_x, pads[1]);
+    }
+
+    void read_transposed() {
+        const Pair more = read_pair(options_.output_padding, op_.rank, 0, argument("output_padding"));
+        if (py::isinstance<py::str>(options_.padding))
+            argument("padding").value_error("expected integers, got '" + std::string(py::str(options_.padding)) + "'");
+        const std::array<Padding, 2> pads = read_padding();
+        s_.groups = read_integer(options_.groups, 1, argument("groups"));
+        if (w_.shape(0) != s_.outputs)
+            argument("w").value_error("expected " + std::to_string(s_.outputs) +
+                                      " input channels (dimension 0), got shape " + format_shape(w_));
+        if (s_.outputs % s_.groups != 0)
+            argument("groups").value_error("expected a divisor of the " + std::to_string(s_.outputs) +
+                                           " input channels, got " + std::to_string(s_.groups));
+        s_.inputs = element_count({s_.groups, w_.shape(1)});
+        s_.height = transposed_size(s_.out_height, s_.kernel_height, s_.stride_y, s_.dilation_y, pads[0], more[0]);
+        s_.width = transposed_size(s_.out_width, s_.kernel_width, s_.stride_x, s_.dilation_x, pads[1], more[1]);
+    }
+
+    std::array<Padding, 2> read_padding() {
+        const std::array<Padding, 2> pads = read_sides();
+        s_.pad_top = pads[0].before;
+        s_.pad_left = pads[1].before;
+        return pads;
+    }
+
+    std::array<Padding, 2> read_sides() const {
+        const int rank = op_.rank;
+        const py::handle given = options_.padding;
+        if (py::isinstance<py::str>(given)) {
+            const std::string name = py::str(given);
+            if (name == "valid") return {};
+            if (name == "same")
+                return {same(s_.height, s_.kernel_height, s_.stride_y, s_.dilation_y),
+                        same(s_.width, s_.kernel_width, s_.stride_x, s_.dilation_x)};
+            if (name == "causal" && rank == 1)
+                return {Padding{0, 0}, Padding{s_.dilation_x * (s_.kernel_width - 1), 0}};
+            argument("padding").value_error(std::string("expected 'same', 'valid'") + (rank == 1 ? ", 'causal'" : "") +
+                                            " or integers, got '" + name + "'");
+        }
+        if (is_nested(given)) {
+            const py::sequence sides = py::reinterpret_borrow<py::sequence>(given);
+            if (py::len(sides) != static_cast<std::size_t>(rank))
+                argument("padding").value_error("expected " + std::to_string(rank) + " pairs of sides, got " +
+                                                std::to_string(py::len(sides)));
+            const Pair last = read_pair(sides[static_cast<std::size_t>(rank - 1)], 2, 0, argument("padding"));
+            const Pair first = rank == 1 ? Pair{0, 0} : read_pair(sides[0], 2, 0, argument("padding"));
+            return {Padding{first[0], first[1]}, Padding{last[0], last[1]}};
+        }
+        const Pair both = read_pair(given, rank, 0, argument("padding"));
+        return {Padding{both[0], both[0]}, Padding{both[1], both[1]}};
+    }
+
+    // As many outputs as inputs (with a stride, as many as it reaches); an odd zero goes behind.
+    static Padding same(int64_t size, int64_t kernel, int64_t stride, int64_t dilation) {
+        const int64_t outputs = (size + stride - 1) / stride;
+        const int64_t reach = (outputs > 0 ? (outputs - 1) * stride : 0) + dilation * (kernel - 1) + 1;
+        const int64_t total = reach > size ? reach - size : 0;
+        return {total / 2, total - total / 2};
+    }
+
+    int64_t output_size(const char* direction, int64_t size, int64_t kernel, int64_t stride, int64_t dilation,
+                        const Padding& pad) const {
+        constexpr int64_t limit = int64_t{1} << 40;  // far beyond memory; keeps what follows from overflowing
+        for (const int64_t value : {stride, dilation, pad.before, pad.behind})
+            if (value > limit) argument("padding").value_error("expected stride, dilation and padding below 2**40");
+        const int64_t room = size + pad.before + pad.behind;
+        if (kernel > limit / dilation || dilation * (kernel - 1) + 1 > room)
+            argument("w").value_error("expected a kernel within the padded " + std::string(direction) + " " +
+                                      std::to_string(room) + ", got size " + std::to_string(kernel) +
+                                      " with dilation " + std::to_string(dilation));
+        return (room - dilation * (kernel - 1) - 1) / stride + 1;
+    }
+
+    int64_t transposed_size(int64_t size, int64_t kernel, int64_t stride, int64_t dilation, const Padding& pad,
+                            int64_t more) const {
+        constexpr int64_t limit = int64_t{1} << 30;  // far beyond memory; keeps what follows from overflowing
+        for (const int64_t value : {size, kernel, stride, dilation, pad.before, pad.behind})
+            if (value > limit) argument("padding").value_error("expected sizes, strides and padding below 2**30");
+        if (more >= std::max(stride, dilation))
+            argument("output_padding")
+                .value_error("expected less than the stride or the dilation, got " + std::to_string(more));
+        const int64_t result = (size - 1) * stride - pad.before - pad.behind + dilation * (kernel - 1) + more + 1;
+        if (size < 1 || result < 1)
+            argument("padding").value_error("expected an output of at least one pixel, got " + std::to_string(result));
+        return result;
+    }
+
+    const ConvolutionOp& op_;
+    const py::array& x_;
+    const py::array& w_;
+    const ConvolutionOptions& options_;
+    ConvolutionShape s_{};
+};
+
+}  // namespace
+
+Convolution read_convolution(const ConvolutionOp& op, const py::array& x, const py::array& w,
+                             const ConvolutionOptions& options) {
+    return Reader(op, x, w, options).read();
+}
+
+}  // namespace tbptt::python

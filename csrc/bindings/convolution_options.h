@@ -1,0 +1,30 @@
+// What is asked of one convolution: its options and the shapes of its arrays, read and checked.
+#pragma once
+
+#include "arguments.h"
+
+namespace tbptt::python {
+
+struct ConvolutionOp {
+    const char* name;
+    int rank;         // 1 or 2; to the kernels, one dimension is images of height 1
+    bool transposed;  // of rank 2 only
+};
+
+struct ConvolutionOptions {
+    py::handle stride, padding;
+    py::handle output_padding;  // null unless transposed
+    py::handle dilation, groups, layout;
+};
+
+struct Convolution {
+    ConvolutionShape shape;
+    int64_t out_channels;
+    Extents x, w, y;  // public shapes
+};
+
+// `x` and `w` are looked at for their shapes only.
+Convolution read_convolution(const ConvolutionOp& op, const py::array& x, const py::array& w,
+                             const ConvolutionOptions& options);
+
+}  // namespace tbptt::python

@@ -112,11 +112,13 @@ def moved(array: Any, last: bool) -> Any:
     return np.moveaxis(array, 1, -1) if last else array
 
 
-def run(case: Case, arrays: list[Any], last: bool, activation: Any = None) -> dict[str, Any]:
+def run(
+    case: Case, arrays: list[Any], last: bool, activation: Any = None, **more: Any
+) -> dict[str, Any]:
     """The output and all gradients, in the layout of the call."""
     x, w, b, grad = arrays
     name = f"conv{len(case.size)}d"
-    options = {**case.options, "activation": activation, "layout": layout_of(case, last)}
+    options = {**case.options, "activation": activation, "layout": layout_of(case, last), **more}
     y = getattr(tbptt_fast, name)(moved(x, last), w, b, **options)
     backward = getattr(tbptt_fast, f"{name}_backward")
     grads = backward(moved(grad, last), moved(x, last), w, y=y, **options)
@@ -351,6 +353,11 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"padding": 2**62}, ValueError, "padding: expected stride, dilation and padding below"),
     ({"layout": "NCL"}, ValueError, "layout: expected 'NCHW' or 'NHWC'"),
     ({"activation": "gelu"}, ValueError, "activation: expected"),
+    ({"algo": "fft"}, ValueError, "algo: expected 'auto', 'direct', 'winograd'"),
+    ({"algo": None}, TypeError, "algo: expected a string"),
+    ({"algo": "winograd", "stride": 2}, ValueError, r"algo: expected a kernel of \(3, 3\)"),
+    ({"algo": "winograd_4x4", "dilation": (1, 2)}, ValueError, "algo: .*got .*dilation"),
+    ({"algo": "winograd_2x2", "w": W[:, :, :2]}, ValueError, r"algo: .*got kernel \(2, 3\)"),
 ]
 
 

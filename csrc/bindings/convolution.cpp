@@ -68,40 +68,56 @@ py::tuple call_backward(const ConvolutionOp& op, py::handle grad_out, py::handle
         dtype, [&](auto zero) { return backward<decltype(zero)>(op.name, c, grad_out, x, w, y, function, wanted); });
 }
 
-void define(py::module_& module, const char* name, const char* name_backward, int rank) {
-    module.def(name, [=](py::handle x, py::handle w, py::handle b, py::handle stride, py::handle padding,
-                         py::handle dilation, py::handle groups, py::handle activation, py::handle layout) {
-        return call_forward({name, rank, false}, x, w, b, {stride, padding, {}, dilation, groups, layout}, activation);
+void define_1d(py::module_& module) {
+    module.def("conv1d", [](py::handle x, py::handle w, py::handle b, py::handle stride, py::handle padding,
+                            py::handle dilation, py::handle groups, py::handle activation, py::handle layout) {
+        return call_forward({"conv1d", 1, false}, x, w, b, {stride, padding, {}, dilation, groups, layout, {}},
+                            activation);
     });
-    module.def(name_backward,
-               [=](py::handle grad_out, py::handle x, py::handle w, py::handle y, py::handle stride, py::handle padding,
-                   py::handle dilation, py::handle groups, py::handle activation, py::handle layout, py::handle needs) {
-                   return call_backward({name_backward, rank, false}, grad_out, x, w, y,
-                                        {stride, padding, {}, dilation, groups, layout}, activation, needs);
+    module.def("conv1d_backward",
+               [](py::handle grad_out, py::handle x, py::handle w, py::handle y, py::handle stride, py::handle padding,
+                  py::handle dilation, py::handle groups, py::handle activation, py::handle layout, py::handle needs) {
+                   return call_backward({"conv1d_backward", 1, false}, grad_out, x, w, y,
+                                        {stride, padding, {}, dilation, groups, layout, {}}, activation, needs);
                });
+}
+
+void define_2d(py::module_& module) {
+    module.def("conv2d",
+               [](py::handle x, py::handle w, py::handle b, py::handle stride, py::handle padding, py::handle dilation,
+                  py::handle groups, py::handle activation, py::handle layout, py::handle algo) {
+                   return call_forward({"conv2d", 2, false}, x, w, b,
+                                       {stride, padding, {}, dilation, groups, layout, algo}, activation);
+               });
+    module.def("conv2d_backward", [](py::handle grad_out, py::handle x, py::handle w, py::handle y, py::handle stride,
+                                     py::handle padding, py::handle dilation, py::handle groups, py::handle activation,
+                                     py::handle layout, py::handle algo, py::handle needs) {
+        return call_backward({"conv2d_backward", 2, false}, grad_out, x, w, y,
+                             {stride, padding, {}, dilation, groups, layout, algo}, activation, needs);
+    });
 }
 
 void define_transposed(py::module_& module) {
     module.def("conv_transpose2d", [](py::handle x, py::handle w, py::handle b, py::handle stride, py::handle padding,
                                       py::handle output_padding, py::handle dilation, py::handle groups,
-                                      py::handle activation, py::handle layout) {
+                                      py::handle activation, py::handle layout, py::handle algo) {
         return call_forward({"conv_transpose2d", 2, true}, x, w, b,
-                            {stride, padding, output_padding, dilation, groups, layout}, activation);
+                            {stride, padding, output_padding, dilation, groups, layout, algo}, activation);
     });
-    module.def("conv_transpose2d_backward",
-               [](py::handle grad_out, py::handle x, py::handle w, py::handle y, py::handle stride, py::handle padding,
-                  py::handle output_padding, py::handle dilation, py::handle groups, py::handle activation,
-                  py::handle layout, py::handle needs) {
-                   return call_backward({"conv_transpose2d_backward", 2, true}, grad_out, x, w, y,
-                                        {stride, padding, output_padding, dilation, groups, layout}, activation, needs);
-               });
+    module.def("conv_transpose2d_backward", [](py::handle grad_out, py::handle x, py::handle w, py::handle y,
+                                               py::handle stride, py::handle padding, py::handle output_padding,
+                                               py::handle dilation, py::handle groups, py::handle activation,
+                                               py::handle layout, py::handle algo, py::handle needs) {
+        return call_backward({"conv_transpose2d_backward", 2, true}, grad_out, x, w, y,
+                             {stride, padding, output_padding, dilation, groups, layout, algo}, activation, needs);
+    });
 }
 
 }  // namespace
 
 void register_convolution(py::module_& module) {
-    define(module, "conv1d", "conv1d_backward", 1);
-    define(module, "conv2d", "conv2d_backward", 2);
+    define_1d(module);
+    define_2d(module);
     define_transposed(module);
 }
 

@@ -5,6 +5,7 @@
 #include "correlation_first.h"
 #include "correlation_last.h"
 #include "depthwise.h"
+#include "winograd_gradient.h"
 
 namespace tbptt {
 namespace TBPTT_ISA {
@@ -13,6 +14,11 @@ template <class T>
 void correlate(const Correlation<T>& c) {
     if (c.grid.positions() == 0 || c.groups * c.columns == 0) return;
     const bool last = c.source_shape.channels_last;
+    switch (winograd_tile(c)) {
+        case 2: return WinogradCorrelation<T, 2>(c).run();
+        case 4: return WinogradCorrelation<T, 4>(c).run();
+        default: break;
+    }
     if (is_depthwise(c)) return last ? DepthwiseLast<T>(c).run() : DepthwiseFirst<T>(c).run();
     last ? CorrelationLast<T>(c).run() : CorrelationFirst<T>(c).run();
 }
@@ -49,7 +55,8 @@ Correlation<T> forward_correlation(const ConvolutionShape& s, const T* x, const 
             activation,
             y,
             output_image(s),
-            {s.batch, s.out_height, s.out_width}};
+            {s.batch, s.out_height, s.out_width},
+            s.algorithm};
 }
 
 // The transpose of the convolution, one phase of the stride: its pixels met only some of the taps. Output oy met input iy
@@ -74,7 +81,7 @@ void transposed_phase(const ConvolutionForward<T>& p, int64_t phase_y, int64_t p
     const int64_t depth = s.outputs / s.groups, columns = s.inputs / s.groups;
     correlate(Correlation<T>{p.x, output_image(s), 1, 1, taps, count, s.groups, depth, columns, p.w,
                              depth * columns * kernel_size(s), columns * kernel_size(s), kernel_size(s), p.b,
-                             p.activation, p.y, input_image(s), grid});
+                             p.activation, p.y, input_image(s), grid, s.algorithm});
 }
 
 template <class T>
@@ -85,28 +92,6 @@ void convolution_forward(const ConvolutionForward<T>& p) {
     }
     for (int64_t y = 0; y < p.shape.stride_y; ++y)
         for (int64_t x = 0; x < p.shape.stride_x; ++x) transposed_phase(p, y, x);
-}
-
-// The gradients by w and b of the convolution of x, for the gradient g by its output before the activation.
-template <class T>
-void weight_gradients(const ConvolutionShape& s, const T* x, const T* g, T* grad_w, T* grad_b) {
-    if (!grad_w && !grad_b) return;
-    Buffer<Tap> taps(kernel_size(s));
-    const Correlation<T> c = forward_correlation<T>(s, x, nullptr, nullptr, Activation::none, nullptr, taps);
-    if (is_depthwise(c))
-        return s.channels_last ? DepthwiseLast<T>(c).gradient(g, grad_w, grad_b)
-                               : DepthwiseFirst<T>(c).gradient(g, grad_w, grad_b);
-    for (int64_t group = 0; group < s.groups; ++group)
-        s.channels_last ? ConvolutionGradientLast<T>(c, g, grad_w, grad_b, group).run()
-                        : ConvolutionGradientFirst<T>(c, g, grad_w, grad_b, group).run();
-}
-
-// The gradient before the activation: `before` is filled where there is one.
-template <class T>
-const T* before_activation(Activation activation, int64_t count, const T* grad_y, const T* y, T* before) {
-    if (activation == Activation::none) return grad_y;
-    activation_backward(ActivationBackward<T>{count, activation, grad_y, y, before});
-    return before;
 }
 
 TBPTT_INLINE int64_t size_of(int64_t batch, const ImageShape& image) { return batch * image.plane() * image.channels; }
@@ -126,6 +111,32 @@ void channel_sums(int64_t batch, const ImageShape& image, const T* x, T* sums) {
             sums[channel] = sum;
         }
     });
+}
+
+// The gradients by w and b of the convolution of x, for the gradient g by its output before the activation.
+template <class T>
+void weight_gradients(const ConvolutionShape& s, const T* x, const T* g, T* grad_w, T* grad_b) {
+    if (!grad_w && !grad_b) return;
+    Buffer<Tap> taps(kernel_size(s));
+    const Correlation<T> c = forward_correlation<T>(s, x, nullptr, nullptr, Activation::none, nullptr, taps);
+    if (const int tile = grad_w ? winograd_tile(c) : 0) {
+        if (grad_b) channel_sums<T>(s.batch, output_image(s), g, grad_b);
+        return tile == 2 ? WinogradGradient<T, 2>(c, g, grad_w).run() : WinogradGradient<T, 4>(c, g, grad_w).run();
+    }
+    if (is_depthwise(c))
+        return s.channels_last ? DepthwiseLast<T>(c).gradient(g, grad_w, grad_b)
+                               : DepthwiseFirst<T>(c).gradient(g, grad_w, grad_b);
+    for (int64_t group = 0; group < s.groups; ++group)
+        s.channels_last ? ConvolutionGradientLast<T>(c, g, grad_w, grad_b, group).run()
+                        : ConvolutionGradientFirst<T>(c, g, grad_w, grad_b, group).run();
+}
+
+// The gradient before the activation: `before` is filled where there is one.
+template <class T>
+const T* before_activation(Activation activation, int64_t count, const T* grad_y, const T* y, T* before) {
+    if (activation == Activation::none) return grad_y;
+    activation_backward(ActivationBackward<T>{count, activation, grad_y, y, before});
+    return before;
 }
 
 template <class T>

@@ -69,6 +69,7 @@ struct Correlation {
     T* target;
     ImageShape target_shape;
     Grid grid;
+    Algorithm algorithm;
 
     double flops() const {
         return 2.0 * static_cast<double>(grid.positions() * tap_count) * static_cast<double>(groups * depth * columns);

@@ -112,13 +112,17 @@ struct ConvolutionShape {
     Algorithm algorithm;  // of Winograd's only with kernels of 3×3, without stride and dilation
 };
 
-// x are input images and y output images; transposed, x are output images and y input images.
+class PackedWeights;  // packed_weights.h
+
+// x are input images and y output images; transposed, x are output images and y input images. `packed`, forms of w that
+// other calls may have left, or null.
 template <class T>
 struct ConvolutionForward {
     ConvolutionShape shape;
     Activation activation;
     const T* x;
     const T* w;  // [O, I/groups, kernel_height, kernel_width]
+    PackedWeights* packed;
     const T* b;  // [channels of y] or null
     T* y;        // out =
 };
@@ -130,6 +134,7 @@ struct ConvolutionBackward {
     const T* grad_y;  // like y
     const T* x;
     const T* w;  // [O, I/groups, kernel_height, kernel_width]
+    PackedWeights* packed;
     const T* y;  // null without activation
     T* grad_x;   // out = like x, or null
     T* grad_w;   // out = [O, I/groups, kernel_height, kernel_width] or null

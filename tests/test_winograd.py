@@ -33,6 +33,7 @@ CASES = (
     Case(1, 2, 3, (3, 150), KERNEL, padding=(same(0), same(3))),
     Case(1, 3, 2, (150, 4), KERNEL, padding=PADDED),
     Case(2, 5, 20, (9, 10), KERNEL, padding=PADDED, groups=3),
+    Case(2, 8, 8, (5, 6), KERNEL, padding=PADDED, groups=2),  # together as wide as a vector
 )
 
 cases = pytest.mark.parametrize("case", CASES, ids=str)
@@ -130,7 +131,7 @@ def test_transposed(dtype: str, last: bool, tile: Tile) -> None:
 def test_any_size(
     batch: int, channels: Any, size: Any, sides: Any, last: bool, dtype: str, tile: Tile
 ) -> None:
-    case = Case(batch, *channels, size, KERNEL, padding=tuple(sides))
+    case = Case(batch, channels[0], channels[1], size, KERNEL, padding=tuple(sides))
     arrays = case.arrays(dtype)
     expected = expected_of(case, arrays, last, None)
     for name, value in run(case, arrays, last, algo=tile).items():

@@ -34,7 +34,7 @@ TBPTT_INLINE int64_t kernel_size(const ConvolutionShape& s) { return s.kernel_he
 // The correlation that makes the output; taps [kernel_size] is filled.
 template <class T>
 Correlation<T> forward_correlation(const ConvolutionShape& s, const T* x, const T* w, const T* b, Activation activation,
-                                   T* y, Tap* taps) {
+                                   T* y, Tap* taps, PackedWeights* packed = nullptr) {
     for (int64_t i = 0; i < kernel_size(s); ++i)
         taps[i] = {i / s.kernel_width * s.dilation_y - s.pad_top, i % s.kernel_width * s.dilation_x - s.pad_left, i};
     const int64_t depth = s.inputs / s.groups, columns = s.outputs / s.groups, row = depth * kernel_size(s);
@@ -56,7 +56,8 @@ Correlation<T> forward_correlation(const ConvolutionShape& s, const T* x, const 
             y,
             output_image(s),
             {s.batch, s.out_height, s.out_width},
-            s.algorithm};
+            s.algorithm,
+            packed};
 }
 
 // The transpose of the convolution, one phase of the stride: its pixels met only some of the taps. Output oy met input iy
@@ -79,16 +80,33 @@ void transposed_phase(const ConvolutionForward<T>& p, int64_t phase_y, int64_t p
                     s.stride_y,
                     s.stride_x};
     const int64_t depth = s.outputs / s.groups, columns = s.inputs / s.groups;
-    correlate(Correlation<T>{p.x, output_image(s), 1, 1, taps, count, s.groups, depth, columns, p.w,
-                             depth * columns * kernel_size(s), columns * kernel_size(s), kernel_size(s), p.b,
-                             p.activation, p.y, input_image(s), grid, s.algorithm});
+    correlate(Correlation<T>{p.x,
+                             output_image(s),
+                             1,
+                             1,
+                             taps,
+                             count,
+                             s.groups,
+                             depth,
+                             columns,
+                             p.w,
+                             depth * columns * kernel_size(s),
+                             columns * kernel_size(s),
+                             kernel_size(s),
+                             p.b,
+                             p.activation,
+                             p.y,
+                             input_image(s),
+                             grid,
+                             s.algorithm,
+                             p.packed});
 }
 
 template <class T>
 void convolution_forward(const ConvolutionForward<T>& p) {
     if (!p.shape.transposed) {
         Buffer<Tap> taps(kernel_size(p.shape));
-        return correlate(forward_correlation<T>(p.shape, p.x, p.w, p.b, p.activation, p.y, taps));
+        return correlate(forward_correlation<T>(p.shape, p.x, p.w, p.b, p.activation, p.y, taps, p.packed));
     }
     for (int64_t y = 0; y < p.shape.stride_y; ++y)
         for (int64_t x = 0; x < p.shape.stride_x; ++x) transposed_phase(p, y, x);
@@ -149,7 +167,7 @@ void convolution_backward(const ConvolutionBackward<T>& p) {
     if (p.grad_x) {
         ConvolutionShape transpose = s;
         transpose.transposed = !s.transposed;
-        convolution_forward(ConvolutionForward<T>{transpose, Activation::none, g, p.w, nullptr, p.grad_x});
+        convolution_forward(ConvolutionForward<T>{transpose, Activation::none, g, p.w, p.packed, nullptr, p.grad_x});
     }
     if (!s.transposed) return weight_gradients<T>(s, p.x, g, p.grad_w, p.grad_b);
     weight_gradients<T>(s, g, p.x, p.grad_w, nullptr);

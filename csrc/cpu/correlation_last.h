@@ -18,7 +18,7 @@ class CorrelationLast {
           folded_(c.depth < fold_below),
           blocks_(ceil_div(c.grid.positions(), block)),
           layout_(layout_panels<T>(c.tap_count * c.depth, c.columns, choose_vectors<T>(c.columns))),
-          packed_(c.groups * layout_.size()),
+          packed_(c, kernel_id, layout_.vectors, c.groups * layout_.size()),
           zeros_(c.depth),
           pieces_(threads_ * pieces_of_worker()),
           rows_(folded_ ? threads_ * block * layout_.depth : 0),
@@ -28,14 +28,16 @@ class CorrelationLast {
 
     void run() {
         run_parallel(threads_, [this](const Worker& worker) {
-            const Range panels = split(c_.groups * layout_.panels, worker);
+            const Range panels = split(packed_.filled() ? 0 : c_.groups * layout_.panels, worker);
             for (int64_t i = panels.begin; i < panels.end; ++i) pack(i / layout_.panels, i % layout_.panels);
             wait_for_all(worker);
             tasks_.run(worker, [&](int64_t i) { multiply(worker, i / blocks_, i % blocks_); });
         });
+        packed_.complete();
     }
 
    private:
+    static constexpr int64_t kernel_id = 0;
     static constexpr int64_t block = 96;  // pixels that share their pieces' addresses
     static constexpr int64_t fold_below = 16;
 
@@ -102,7 +104,8 @@ class CorrelationLast {
     const bool folded_;
     const int64_t blocks_;
     const Packed<T> layout_;
-    Buffer<T> packed_, zeros_;
+    KernelWeights<T> packed_;
+    Buffer<T> zeros_;
     Buffer<const T*> pieces_;
     Buffer<T> rows_;
     Tasks tasks_;

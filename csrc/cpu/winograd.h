@@ -154,7 +154,7 @@ class WinogradCorrelation {
           blocks_(ceil_div(tiles_.count(), block_)),
           input_stride_(block_ * padded_ + line),
           product_stride_(block_ * width_ + line),
-          weights_(c.groups * panels_ * c.depth * points * width_),
+          weights_(c, M, vectors_, c.groups * panels_ * c.depth * points * width_),
           zeros_(padded_),
           inputs_(threads_ * points * input_stride_),
           products_(threads_ * together_ * points * product_stride_),
@@ -166,7 +166,7 @@ class WinogradCorrelation {
 
     void run() {
         run_parallel(threads_, [this](const Worker& worker) {
-            const Range panels = split(c_.groups * panels_, worker);
+            const Range panels = split(weights_.filled() ? 0 : c_.groups * panels_, worker);
             for (int64_t i = panels.begin; i < panels.end; ++i) transform_weights(i / panels_, i % panels_);
             wait_for_all(worker);
             const int64_t parts = ceil_div(panels_, together_);
@@ -176,6 +176,7 @@ class WinogradCorrelation {
                 multiply(worker, i / blocks_ / parts, mine, i % blocks_);
             });
         });
+        weights_.complete();
     }
 
    private:
@@ -296,7 +297,7 @@ class WinogradCorrelation {
                     for (int y = 0; y < height; ++y)
                         for (int x = 0; x < width; ++x)
                             store_partial(strip.at(area.top + y, left + x) + j, c_.finish(out[y][x], bias),
-                                          strip.pixel == width_ ? lanes<T> : columns - j);
+                                          c_.target_shape.channels_last ? columns - j : lanes<T>);
                 }
             }
             write_strip<T>(c_.target_shape, c_.target, strip, channel, columns);
@@ -310,7 +311,8 @@ class WinogradCorrelation {
     const int64_t width_, panels_, together_;  // columns of a panel; panels; panels that share a block's inputs
     const int64_t chunks_, chunk_, padded_;    // of the depth
     const int64_t block_, blocks_, input_stride_, product_stride_;
-    Buffer<T> weights_, zeros_, inputs_, products_, buffers_;
+    KernelWeights<T> weights_;
+    Buffer<T> zeros_, inputs_, products_, buffers_;
     Buffer<const T*> rows_;
     Tasks tasks_;
 };

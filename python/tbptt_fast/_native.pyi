@@ -36,6 +36,13 @@ def linear(x: Any, w: Any, b: Any, activation: str | None) -> NDArray[Any]: ...
 def linear_backward(
     grad_out: Any, x: Any, w: Any, y: Any, activation: str | None, needs: tuple[str, ...]
 ) -> tuple[Any, Any, Any]: ...
+
+class PackedConv2d:
+    @property
+    def w(self) -> NDArray[Any]: ...
+    @property
+    def nbytes(self) -> int: ...
+
 def conv1d(
     x: Any,
     w: Any,
@@ -70,6 +77,7 @@ def conv2d(
     groups: SupportsIndex,
     activation: str | None,
     layout: str,
+    algo: str,
 ) -> NDArray[Any]: ...
 def conv2d_backward(
     grad_out: Any,
@@ -82,6 +90,7 @@ def conv2d_backward(
     groups: SupportsIndex,
     activation: str | None,
     layout: str,
+    algo: str,
     needs: tuple[str, ...],
 ) -> tuple[Any, Any, Any]: ...
 def conv_transpose2d(
@@ -95,6 +104,7 @@ def conv_transpose2d(
     groups: SupportsIndex,
     activation: str | None,
     layout: str,
+    algo: str,
 ) -> NDArray[Any]: ...
 def conv_transpose2d_backward(
     grad_out: Any,
@@ -108,6 +118,7 @@ def conv_transpose2d_backward(
     groups: SupportsIndex,
     activation: str | None,
     layout: str,
+    algo: str,
     needs: tuple[str, ...],
 ) -> tuple[Any, Any, Any]: ...
 def embedding(ids: Any, w: Any) -> NDArray[Any]: ...
@@ -169,6 +180,7 @@ def hinge_loss(
 def huber_loss(
     prediction: Any, target: Any, delta: float, weights: Any, reduction: str
 ) -> tuple[Any, NDArray[Any]]: ...
+def pack_conv2d(w: Any) -> PackedConv2d: ...
 def relu(x: Any) -> NDArray[Any]: ...
 def activation_backward(grad_out: Any, y: Any, activation: str) -> NDArray[Any]: ...
 def softmax(x: Any) -> NDArray[Any]: ...

@@ -13,6 +13,9 @@ Extent: TypeAlias = SupportsIndex | Sequence[SupportsIndex]  # one for all direc
 Sides: TypeAlias = Sequence[Sequence[SupportsIndex]]
 
 
+PackedConv2d = _native.PackedConv2d
+
+
 class ConvGrads(NamedTuple):
     """Gradients of a convolution, each shaped like its argument; None where not needed."""
 
@@ -21,9 +24,28 @@ class ConvGrads(NamedTuple):
     b: Array | None
 
 
+def pack_conv2d(w: ArrayLike) -> PackedConv2d:
+    """Weights [O, I/groups, kY, kX] to give as w to many calls of the convolutions of images.
+
+    Kernels reorder their weights, which costs most where images are few. A call that is given the
+    handle keeps its order for the next one: each order that a layout, an algorithm and an
+    instruction set ask for is made once, at first use. Results are the same to the bit. The
+    handle holds a copy of w, `handle.w`, which cannot be changed; threads may share it.
+
+    Raises:
+        TypeError, ValueError: w is not such an array of float32 or float64.
+
+    >>> import numpy as np
+    >>> handle = pack_conv2d(np.ones((1, 1, 3, 3)))
+    >>> conv2d(np.ones((1, 1, 3, 3)), handle)[0, 0].tolist(), handle.w.shape
+    ([[9.0]], (1, 1, 3, 3))
+    """
+    return _native.pack_conv2d(w)
+
+
 def conv2d(
     x: ArrayLike,
-    w: ArrayLike,
+    w: ArrayLike | PackedConv2d,
     b: ArrayLike | None = None,
     *,
     stride: Extent = 1,
@@ -39,6 +61,7 @@ def conv2d(
     The kernel is not flipped (cross-correlation), as in every framework for neural networks.
 
     Args:
+        w: weights, or what `pack_conv2d` made of them.
         b: [O] or None.
         stride, dilation: one integer, or (vertical, horizontal).
         padding: zeros around the images: one integer, (vertical, horizontal), a pair of sides
@@ -74,7 +97,7 @@ def conv2d(
 def conv2d_backward(
     grad_out: ArrayLike,
     x: ArrayLike,
-    w: ArrayLike,
+    w: ArrayLike | PackedConv2d,
     *,
     y: ArrayLike | None = None,
     stride: Extent = 1,
@@ -188,7 +211,7 @@ def conv1d_backward(
 
 def conv_transpose2d(
     x: ArrayLike,
-    w: ArrayLike,
+    w: ArrayLike | PackedConv2d,
     b: ArrayLike | None = None,
     *,
     stride: Extent = 1,
@@ -232,7 +255,7 @@ def conv_transpose2d(
 def conv_transpose2d_backward(
     grad_out: ArrayLike,
     x: ArrayLike,
-    w: ArrayLike,
+    w: ArrayLike | PackedConv2d,
     *,
     y: ArrayLike | None = None,
     stride: Extent = 1,

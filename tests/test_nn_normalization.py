@@ -12,8 +12,9 @@ import tbptt_fast
 from tbptt_fast import checkpoint, nn
 
 from .cases import assert_close, assert_identical
+from .norm_cases import dtypes
+from .test_batch_norm import channels_last
 from .test_boundary import message
-from .test_normalization import channels_last, dtypes
 
 
 def torch_state(module: Any) -> dict[str, Any]:

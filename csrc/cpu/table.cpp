@@ -1,10 +1,11 @@
 // The kernel table of one ISA.
+#include "batch_norm.h"
 #include "dropout.h"
 #include "elementwise.h"
 #include "embedding.h"
+#include "layer_norm.h"
 #include "linear.h"
 #include "loss.h"
-#include "normalization.h"
 #include "optimizer.h"
 #include "peak.h"
 #include "pooling.h"

@@ -1,4 +1,4 @@
-"""Batch and layer normalization: oracle, PyTorch, differences, bits and the boundary."""
+"""Batch normalization: oracle, PyTorch, differences, bits and the boundary."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import pytest
 import tbptt_fast
 from tbptt_fast import reference_norm as reference
 
-from .cases import DTYPES, assert_close, assert_identical
-from .test_boundary import message, sliced
+from .cases import assert_close, assert_identical
+from .norm_cases import VIEWS, check_slopes, compare, dtypes, read_only, scales
+from .test_boundary import message
 
-dtypes = pytest.mark.parametrize("dtype", DTYPES)
 trains = pytest.mark.parametrize("training", [True, False], ids=["training", "running"])
 
 # N, C, H, W, or N, C: sizes around the lanes and primes, several blocks of rows (128) and of
@@ -37,24 +37,8 @@ BATCHES: tuple[tuple[int, ...], ...] = (
     (40, 2, 17, 13),
     (6, 3, 20, 6),
 )
-# Leading dimensions and D.
-ROWS: tuple[tuple[int, ...], ...] = (
-    (1,),
-    (1, 1),
-    (7,),
-    (3, 15),
-    (2, 5, 17),
-    (33, 64),
-    (5, 300),
-    (17, 3, 97),
-    (2500, 5),
-)
-# Means and deviations of the values; the last are those that E[x²] - E[x]² cannot tell apart.
-SCALES = ((0.0, 1.0), (-3.0, 0.1), (1000.0, 0.05), (1e5, 1.0))
 
 batches = pytest.mark.parametrize("shape", BATCHES, ids=str)
-row_shapes = pytest.mark.parametrize("shape", ROWS, ids=str)
-scales = pytest.mark.parametrize("scale", SCALES, ids=str)
 layouts = pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
 
 
@@ -101,33 +85,6 @@ def run_batch(
     return {name: value for name, value in found.items() if value is not None}
 
 
-def compare(
-    actual: dict[str, Any], expected: dict[str, Any], a: dict[str, Any], lengths: dict[str, int]
-) -> None:
-    """Everything as exact as its dtype, and the statistics as double, of `lengths["sum"]` values.
-
-    Where the mean is far larger than the deviation, the rounding of double grows by their ratio,
-    in the oracle as well; that of float32 does not. The gradient of x is made of terms as large as
-    the greatest inv_std, and may cancel.
-    """
-    assert actual.keys() == expected.keys()
-    largest = float(expected["inv_std"].max())
-    ratio = 1 + float(np.abs(a["x"]).max()) * largest
-    double = float(np.finfo(np.float64).eps) * ratio * lengths["sum"] ** 0.5
-    for name, value in actual.items():
-        statistic = name in ("mean", "inv_std")
-        assert value.dtype == ("float64" if statistic else a["x"].dtype), name
-        assert_close(
-            value,
-            expected[name],
-            "gradient" if name.startswith("grad") else "forward",
-            length=lengths.get(name, 1),
-            eps=double if statistic else double + float(np.finfo(value.dtype).eps),
-            terms=max(1.0, 4 * largest) if name == "grad of x" else 1.0,
-            name=name,
-        )
-
-
 @pytest.mark.usefixtures("isa", "threads")
 @batches
 @dtypes
@@ -145,35 +102,6 @@ def test_batch_norm(
     compare(actual, expected, a, dict.fromkeys(names, count))
 
 
-@pytest.mark.usefixtures("isa", "threads")
-@row_shapes
-@dtypes
-@scales
-def test_layer_norm(shape: tuple[int, ...], dtype: str, scale: Any) -> None:
-    a, eps = row_arrays(shape, dtype, scale), 1e-6
-    actual, expected = (run_rows(ops, a, eps=eps) for ops in (tbptt_fast, reference))
-    rows = a["x"].size // shape[-1]
-    lengths = {"sum": shape[-1], "grad of x": shape[-1], "grad of w": rows, "grad of b": rows}
-    compare(actual, expected, a, lengths)
-
-
-def row_arrays(shape: tuple[int, ...], dtype: Any, scale: Any = (0.0, 1.0)) -> dict[str, Any]:
-    rng = np.random.default_rng([*shape])
-    found = {
-        "x": scale[0] + scale[1] * rng.normal(size=shape),
-        "grad": rng.normal(size=shape),
-        "weight": rng.uniform(0.5, 1.5, shape[-1]),
-        "bias": rng.normal(size=shape[-1]),
-    }
-    return {name: array.astype(dtype) for name, array in found.items()}
-
-
-def run_rows(ops: Any, a: dict[str, Any], **options: Any) -> dict[str, Any]:
-    forward = ops.layer_norm(a["x"], a["weight"], a["bias"], **options)
-    grads = ops.layer_norm_backward(a["grad"], a["x"], a["weight"], forward.mean, forward.inv_std)
-    return {**forward._asdict(), **{f"grad of {n}": g for n, g in grads._asdict().items()}}
-
-
 @pytest.mark.usefixtures("isa")
 def test_a_large_mean_costs_no_accuracy() -> None:
     """Deviation 1e-3 at 4096 in float32, where x² has no digit left for it: values are 0 or 1 ulp.
@@ -188,11 +116,6 @@ def test_a_large_mean_costs_no_accuracy() -> None:
     np.testing.assert_array_equal(result.mean, 4096 + deviation)
     np.testing.assert_array_equal(result.inv_std, 1 / deviation)
     np.testing.assert_array_equal(result.y, np.where(x > 4096, 1, -1))
-    rows = x.transpose(1, 2, 3, 0).copy()
-    y, mean, inv_std = tbptt_fast.layer_norm(rows, None, None, eps=0.0)
-    np.testing.assert_array_equal(mean, 4096 + deviation)
-    np.testing.assert_array_equal(inv_std, 1 / deviation)
-    np.testing.assert_array_equal(y, np.where(rows > 4096, 1, -1))
 
 
 @dtypes
@@ -214,39 +137,6 @@ def test_batch_norm_equals_torch(dtype: str, training: bool) -> None:
             kind = "gradient" if "grad" in name else "forward"
             length = x.numel() // shape[1]  # theirs are sums of this dtype
             assert_close(actual[name], tensor.numpy(), kind, length=length, name=name)
-
-
-@dtypes
-def test_layer_norm_equals_torch(dtype: str) -> None:
-    torch = pytest.importorskip("torch")
-    for shape in ((7,), (2, 5, 17), (33, 64)):
-        a = row_arrays(shape, dtype)
-        x, weight, bias = (torch.tensor(a[n], requires_grad=True) for n in ("x", "weight", "bias"))
-        y = torch.nn.functional.layer_norm(x, shape[-1:], weight, bias, 1e-4)
-        y.backward(torch.tensor(a["grad"]))
-        expected = {"y": y.detach(), "grad of x": x.grad}
-        expected |= {"grad of w": weight.grad, "grad of b": bias.grad}
-        actual = run_rows(tbptt_fast, a, eps=1e-4)
-        for name, tensor in expected.items():
-            kind = "gradient" if "grad" in name else "forward"
-            assert_close(actual[name], tensor.numpy(), kind, length=x.numel(), name=name)
-
-
-# --- Finite differences -------------------------------------------------------------------------
-
-
-def check_slopes(loss: Callable[[], float], pairs: list[tuple[Any, Any]]) -> None:
-    """Central differences of loss() by every element of each array, changed in place."""
-    step = 1e-5
-    for array, gradient in pairs:
-        assert array.shape == gradient.shape
-        for index in np.ndindex(array.shape):
-            value, found = array[index], []
-            for sign in (1, -1):
-                array[index] = value + sign * step
-                found.append(loss())
-            array[index] = value
-            assert gradient[index] == pytest.approx((found[0] - found[1]) / (2 * step), abs=1e-7)
 
 
 @pytest.mark.usefixtures("isa")
@@ -272,22 +162,6 @@ def test_batch_norm_slopes(training: bool, layout: Any, shape: tuple[int, ...]) 
 
 
 @pytest.mark.usefixtures("isa")
-def test_layer_norm_slopes() -> None:
-    a = row_arrays((2, 3, 5), "float64")
-    found = run_rows(tbptt_fast, a)
-
-    def loss() -> float:
-        y = tbptt_fast.layer_norm(a["x"], a["weight"], a["bias"]).y
-        return float((y * a["grad"]).sum())
-
-    names = (("x", "x"), ("weight", "w"), ("bias", "b"))
-    check_slopes(loss, [(a[name], found[f"grad of {short}"]) for name, short in names])
-
-
-# --- Bits ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.usefixtures("isa")
 @dtypes
 def test_the_same_bits_for_every_number_of_threads(dtype: str) -> None:
     def everything() -> dict[str, Any]:
@@ -301,9 +175,6 @@ def test_the_same_bits_for_every_number_of_threads(dtype: str) -> None:
                         f"{shape} {layout} {training} {name}": np.ascontiguousarray(value)
                         for name, value in results.items()
                     }
-        for rows in ((3000, 33), (40, 2000)):
-            results = run_rows(tbptt_fast, row_arrays(rows, dtype))
-            found |= {f"{rows} {name}": value for name, value in results.items()}
         return found
 
     results = []
@@ -314,34 +185,16 @@ def test_the_same_bits_for_every_number_of_threads(dtype: str) -> None:
         assert_identical(result, results[0])
 
 
-# --- The boundary -------------------------------------------------------------------------------
-
-
 @dtypes
-def test_layout_of_memory_does_not_matter_and_inputs_stay(dtype: str) -> None:
-    """Strided, reversed and read-only arguments give the bits of contiguous ones."""
-    changes: list[Callable[[Any], Any]] = [
-        sliced,
-        lambda a: np.ascontiguousarray(a[::-1])[::-1],
-        np.asfortranarray,
-    ]
-    for training in (True, False):
-        a = batch_arrays((3, 5, 4, 7), dtype)
-        expected = run_batch(tbptt_fast, a, training)
-        for change in changes:
-            other = {name: change(array) for name, array in a.items()}
-            for array in other.values():
-                array.flags.writeable = False
-            assert_identical(run_batch(tbptt_fast, other, training), expected)
-            for name, array in other.items():
-                np.testing.assert_array_equal(array, a[name])
-    a = row_arrays((3, 5, 7), dtype)
-    expected = run_rows(tbptt_fast, a)
-    for change in changes:
-        other = {name: change(array) for name, array in a.items()}
-        for array in other.values():
-            array.flags.writeable = False
-        assert_identical(run_rows(tbptt_fast, other), expected)
+@trains
+def test_layout_of_memory_does_not_matter_and_inputs_stay(dtype: str, training: bool) -> None:
+    a = batch_arrays((3, 5, 4, 7), dtype)
+    expected = run_batch(tbptt_fast, a, training)
+    for view in VIEWS:
+        other = read_only(a, view)
+        assert_identical(run_batch(tbptt_fast, other, training), expected)
+        for name, array in other.items():
+            np.testing.assert_array_equal(array, a[name])
 
 
 @dtypes
@@ -351,10 +204,6 @@ def test_missing_weights_are_ones_and_zeros(dtype: str, training: bool) -> None:
     plain = {**a, "weight": None, "bias": None}
     ones = {**a, "weight": np.ones(5, dtype), "bias": np.zeros(5, dtype)}
     assert_identical(run_batch(tbptt_fast, plain, training), run_batch(tbptt_fast, ones, training))
-    a = row_arrays((3, 5, 7), dtype)
-    plain = {**a, "weight": None, "bias": None}
-    ones = {**a, "weight": np.ones(7, dtype), "bias": np.zeros(7, dtype)}
-    assert_identical(run_rows(tbptt_fast, plain), run_rows(tbptt_fast, ones))
 
 
 def test_without_running_values_there_are_no_new_ones() -> None:
@@ -365,34 +214,27 @@ def test_without_running_values_there_are_no_new_ones() -> None:
     np.testing.assert_array_equal(result.y, run_batch(tbptt_fast, a, True)["y"])
 
 
-def test_only_what_is_needed() -> None:
-    a, rows = batch_arrays((3, 5, 4, 7), "float32"), row_arrays((3, 5, 7), "float32")
+@trains
+def test_only_what_is_needed(training: bool) -> None:
+    a = batch_arrays((3, 5, 4, 7), "float32")
     choices: list[Any] = [(), ("x",), ("w",), ("b",), ("b", "x"), ("x", "w", "b")]
-    _, mean, inv_std = tbptt_fast.layer_norm(rows["x"], rows["weight"], None)
+    running = a["running_mean"], a["running_var"]
+    forward = tbptt_fast.batch_norm(a["x"], a["weight"], None, *running, training=training)
+    everything = run_batch(tbptt_fast, a, training)
     for needs in choices:
-        results = []
-        for training in (True, False):
-            running = a["running_mean"], a["running_var"]
-            forward = tbptt_fast.batch_norm(a["x"], a["weight"], None, *running, training=training)
-            grads = tbptt_fast.batch_norm_backward(
-                a["grad"],
-                a["x"],
-                a["weight"],
-                forward.mean,
-                forward.inv_std,
-                training=training,
-                needs=needs,
-            )
-            results.append((grads, run_batch(tbptt_fast, a, training)))
-        of_rows = tbptt_fast.layer_norm_backward(
-            rows["grad"], rows["x"], rows["weight"], mean, inv_std, needs=needs
+        grads = tbptt_fast.batch_norm_backward(
+            a["grad"],
+            a["x"],
+            a["weight"],
+            forward.mean,
+            forward.inv_std,
+            training=training,
+            needs=needs,
         )
-        results.append((of_rows, run_rows(tbptt_fast, rows)))
-        for grads, everything in results:
-            for name, value in grads._asdict().items():
-                assert (value is None) == (name not in needs)
-                if value is not None:
-                    np.testing.assert_array_equal(value, everything[f"grad of {name}"])
+        for name, value in grads._asdict().items():
+            assert (value is None) == (name not in needs)
+            if value is not None:
+                np.testing.assert_array_equal(value, everything[f"grad of {name}"])
 
 
 def test_nothing() -> None:
@@ -418,20 +260,11 @@ def test_nothing() -> None:
         grads = tbptt_fast.batch_norm_backward(result.y, result.y, none, none, none, training=True)
         assert grads.x is not None
         assert grads.x.shape == shape
-    y, mean, inv_std = tbptt_fast.layer_norm(np.ones((2, 0, 3)), ones, zeros)
-    assert (y.shape, mean.shape, inv_std.shape) == ((2, 0, 3), (2, 0), (2, 0))
-    of_rows = tbptt_fast.layer_norm_backward(y, y, ones, mean, inv_std)
-    np.testing.assert_array_equal(of_rows.w, zeros)
-    np.testing.assert_array_equal(of_rows.b, zeros)
-    with pytest.raises(
-        ValueError, match=message("layer_norm: x: expected at least 1 value in a row, got")
-    ):
-        tbptt_fast.layer_norm(np.ones((2, 0)), None, None)
 
 
 @pytest.mark.usefixtures("isa")
 @dtypes
-def test_nan_stays_in_its_channel_or_row(dtype: str) -> None:
+def test_nan_stays_in_its_channel(dtype: str) -> None:
     a = batch_arrays((3, 5, 4, 7), dtype)
     a["x"][1, 2, 3, 4] = np.nan
     for layout in ("NCHW", "NHWC"):
@@ -439,15 +272,9 @@ def test_nan_stays_in_its_channel_or_row(dtype: str) -> None:
         assert np.isnan(y).all(axis=(0, 2, 3)).tolist() == [False, False, True, False, False]
         assert np.isnan(y).any(axis=(0, 2, 3)).tolist() == [False, False, True, False, False]
         assert np.isnan(run_batch(tbptt_fast, a, False, layout)["y"]).sum() == 1
-    rows = np.ones((3, 17), dtype)
-    rows[1, 16] = np.inf
-    y = tbptt_fast.layer_norm(rows, None, None).y
-    assert np.isnan(y).all(axis=1).tolist() == [False, True, False]
-    assert np.isnan(y).any(axis=1).tolist() == [False, True, False]
 
 
 X, C, S = np.ones((2, 3, 4, 5), np.float32), np.ones(3, np.float32), np.ones(3)
-ROW, D, M = np.ones((4, 3), np.float32), np.ones(3, np.float32), np.ones(4)
 ON: dict[str, Any] = {"training": True}
 
 # The operation, its arguments, and the error with … for anything.
@@ -497,15 +324,6 @@ WRONG: list[tuple[str, tuple[Any, ...], dict[str, Any], type[Exception], str]] =
         ValueError,
         "needs: expected 'x', 'w' or 'b', got 'y'",
     ),
-    ("layer_norm", (np.float32(1), D, D), {}, TypeError, "x: expected an array, got float32"),
-    ("layer_norm", (np.ones(()), D, D), {}, ValueError, "x: expected at least 1 dimension, got"),
-    ("layer_norm", (ROW, D[1:], D), {}, ValueError, "weight: expected shape [3], got [2]"),
-    ("layer_norm", (ROW, D, S), {}, TypeError, "bias: expected dtype float32, got float64"),
-    ("layer_norm", (ROW, D, D), {"eps": np.nan}, ValueError, "eps: …>= 0, got nan"),
-    ("layer_norm_backward", (D, ROW, D, M, M), {}, ValueError, "grad_out: expected shape [4, 3]"),
-    ("layer_norm_backward", (ROW, ROW, D, S, M), {}, ValueError, "mean: expected shape [4], got"),
-    ("layer_norm_backward", (ROW, ROW, D, M, M > 0), {}, TypeError, "inv_std: expected dtype"),
-    ("layer_norm_backward", (ROW, ROW, D, M, M), {"needs": "xy"}, ValueError, "needs: …got 'y'"),
 ]
 
 

@@ -1,0 +1,297 @@
+// Batch normalization. Statistics are summed in double, block by block and each block in two passes, so that a mean far
+// larger than the deviation costs no accuracy; parts are merged in the order of the blocks (Chan, Golub and LeVeque 1983).
+// The blocks depend on the problem's sizes only.
+#pragma once
+
+#include "normalization.h"
+
+namespace tbptt {
+namespace TBPTT_ISA {
+
+// How x [outer, channels, inner] is cut into tasks. The elements of a channel, counted over outer and inner together, are
+// cut into blocks. Where channels lie side by side (inner = 1), a task is a block of some of them, else of one; and where
+// they are few, several rows pass for one row of so many times the channels, whose parts are merged in the end.
+struct ChannelCuts {
+    ChannelShape shape;            // with rows folded
+    int64_t channels;              // as given
+    int64_t count, block, blocks;  // elements of a channel, of a block; number of blocks
+    int64_t width, groups;         // channels of a task; number of such groups
+    TBPTT_INLINE bool side_by_side() const { return shape.inner == 1; }
+    TBPTT_INLINE int64_t tasks() const { return blocks * groups; }
+    TBPTT_INLINE int64_t parts() const { return blocks * shape.channels; }
+};
+
+struct ChannelTask {
+    int64_t block;
+    Range elements, channels;
+};
+
+TBPTT_INLINE ChannelCuts cut_channels(ChannelShape shape) {
+    constexpr int64_t rows = 128, run = 8192, columns = 64;
+    if (shape.channels == 1) shape = {1, 1, shape.outer * shape.inner};
+    ChannelCuts cuts{shape, shape.channels, shape.outer * shape.inner, run, 0, 1, shape.channels};
+    if (cuts.side_by_side()) {
+        while (cuts.shape.outer % 2 == 0 && cuts.shape.outer > 0 && 2 * cuts.shape.channels <= columns) {
+            cuts.shape.outer /= 2;
+            cuts.shape.channels *= 2;
+        }
+        cuts.count = cuts.shape.outer;
+        cuts.block = rows;
+        cuts.width = columns;
+        cuts.groups = ceil_div(cuts.shape.channels, columns);
+    }
+    cuts.blocks = ceil_div(cuts.count, cuts.block);
+    return cuts;
+}
+
+TBPTT_INLINE ChannelTask task_of(const ChannelCuts& cuts, int64_t index) {
+    const int64_t block = index / cuts.groups, first = index % cuts.groups * cuts.width;
+    return {block,
+            {block * cuts.block, smaller((block + 1) * cuts.block, cuts.count)},
+            {first, smaller(first + cuts.width, cuts.shape.channels)}};
+}
+
+// Calls visit(offset of the first, number) for the runs that hold the elements of the task's only channel.
+template <class Visit>
+TBPTT_INLINE void for_each_run(const ChannelShape& shape, const ChannelTask& task, Visit visit) {
+    for (int64_t i = task.elements.begin; i < task.elements.end;) {
+        const int64_t image = i / shape.inner, offset = i % shape.inner;
+        const int64_t number = smaller(shape.inner - offset, task.elements.end - i);
+        visit((image * shape.channels + task.channels.begin) * shape.inner + offset, number);
+        i += number;
+    }
+}
+
+// What a vector of elements adds to N sums.
+template <int N>
+struct Terms {
+    Vec<double> of[N];
+};
+
+// to[s][channel] = Σ terms(offset, count, at).of[s] over the task's elements. `at(values)` are the values of the channels
+// [C] that the vector at `offset` belongs to.
+template <int N, class Function>
+TBPTT_INLINE void sum_channels(const ChannelCuts& cuts, const ChannelTask& task, double* const (&to)[N],
+                               Function terms) {
+    constexpr int L = lanes<double>;
+    const int64_t channels = cuts.shape.channels;
+    if (!cuts.side_by_side()) {
+        Sum sums[N];
+        const auto at = [&](const double* values) { return broadcast(values[task.channels.begin]); };
+        for_each_run(cuts.shape, task, [&](int64_t first, int64_t number) {
+            walk({first, first + number}, [&](int64_t offset, int64_t count, int k) {
+                const Terms<N> found = terms(offset, count, at);
+                for (int s = 0; s < N; ++s) sums[s].part[k] += first_lanes<double>(found.of[s], count);
+            });
+        });
+        for (int s = 0; s < N; ++s) to[s][task.channels.begin] = sums[s].total();
+        return;
+    }
+    // Channels c …: several full vectors, or one of which the first `left` lanes count.
+    const auto sum_vectors = [&](int64_t c, int64_t left, auto vectors) {
+        constexpr int V = decltype(vectors)::value;
+        Vec<double> sums[N][V]{};
+        for (int64_t row = task.elements.begin; row < task.elements.end; ++row) {
+#pragma GCC unroll 4
+            for (int k = 0; k < V; ++k) {
+                const int64_t channel = c + k * L, count = V > 1 ? L : left;
+                const auto at = [&](const double* values) { return load_partial(values + channel, count); };
+                const Terms<N> found = terms(row * channels + channel, count, at);
+                for (int s = 0; s < N; ++s) sums[s][k] += found.of[s];
+            }
+        }
+        for (int s = 0; s < N; ++s)
+            for (int k = 0; k < V; ++k) store_partial(to[s] + c + k * L, sums[s][k], V > 1 ? L : left);
+    };
+    int64_t c = task.channels.begin;
+    for (; c + sums_together * L <= task.channels.end; c += sums_together * L)
+        sum_vectors(c, L, std::integral_constant<int, sums_together>());
+    for (; c < task.channels.end; c += L) sum_vectors(c, task.channels.end - c, std::integral_constant<int, 1>());
+}
+
+// Calls body(offset, count, at) for vectors of T over the task's elements.
+template <class T, class Body>
+TBPTT_INLINE void for_each_vector(const ChannelCuts& cuts, const ChannelTask& task, Body body) {
+    if (!cuts.side_by_side()) {
+        const auto at = [&](const T* values) { return broadcast(values[task.channels.begin]); };
+        for_each_run(cuts.shape, task, [&](int64_t first, int64_t number) {
+            cover<T>(number, [&](int64_t i, int64_t count) { body(first + i, count, at); });
+        });
+        return;
+    }
+    for (int64_t row = task.elements.begin; row < task.elements.end; ++row)
+        cover<T>(task.channels.end - task.channels.begin, [&](int64_t i, int64_t count) {
+            const int64_t c = task.channels.begin + i;
+            const auto at = [&](const T* values) { return load_partial(values + c, count); };
+            body(row * cuts.shape.channels + c, count, at);
+        });
+}
+
+// Mean and Σ (x - mean)² of each block of a channel [blocks, C].
+struct Moments {
+    double *mean, *squares;
+};
+
+template <class T>
+TBPTT_INLINE void find_moments(const ChannelCuts& cuts, const ChannelTask& task, const T* x, const Moments& to) {
+    double *const mean = to.mean + task.block * cuts.shape.channels, *const squares = to.squares + (mean - to.mean);
+    sum_channels<1>(cuts, task, {mean}, [&](int64_t i, int64_t n, auto) { return Terms<1>{{load_double(x + i, n)}}; });
+    for (int64_t c = task.channels.begin; c < task.channels.end; ++c)
+        mean[c] /= static_cast<double>(task.elements.end - task.elements.begin);
+    sum_channels<1>(cuts, task, {squares}, [&](int64_t i, int64_t n, auto at) {
+        const Vec<double> difference = load_double(x + i, n) - at(mean);
+        return Terms<1>{{difference * difference}};
+    });
+}
+
+struct MeanAndSquares {
+    double mean, squares;
+};
+
+TBPTT_INLINE MeanAndSquares merge_moments(const ChannelCuts& cuts, const Moments& blocks, int64_t channel) {
+    MeanAndSquares all{0, 0};
+    double before = 0;
+    for (int64_t i = channel; i < cuts.parts(); i += cuts.channels) {
+        const int64_t b = i / cuts.shape.channels;
+        const double added = static_cast<double>(smaller(cuts.block, cuts.count - b * cuts.block));
+        const double share = added / (before + added), difference = blocks.mean[i] - all.mean;
+        all.mean += share * difference;
+        all.squares += blocks.squares[i] + share * before * difference * difference;
+        before += added;
+    }
+    return all;
+}
+
+// Values of each channel, [folded C] each, as vectors load them.
+template <class T>
+struct ChannelLines {
+    T *high, *low, *scale, *shift, *slope;
+
+    static TBPTT_INLINE int64_t size(const ChannelCuts& cuts) { return 5 * cuts.shape.channels; }
+
+    ChannelLines(T* memory, const ChannelCuts& cuts)
+        : high(memory),
+          low(high + cuts.shape.channels),
+          scale(low + cuts.shape.channels),
+          shift(scale + cuts.shape.channels),
+          slope(shift + cuts.shape.channels) {}
+
+    TBPTT_INLINE void set(const ChannelCuts& cuts, int64_t channel, double mean, double new_scale, double new_shift,
+                          double new_slope) const {
+        const Mean<T> parts = split_mean<T>(mean);
+        for (int64_t c = channel; c < cuts.shape.channels; c += cuts.channels) {
+            high[c] = parts.high;
+            low[c] = parts.low;
+            scale[c] = static_cast<T>(new_scale);
+            shift[c] = static_cast<T>(new_shift);
+            slope[c] = static_cast<T>(new_slope);
+        }
+    }
+};
+
+template <class T>
+void batch_norm_forward(const BatchNormForward<T>& p) {
+    const ChannelCuts cuts = cut_channels(p.shape);
+    const int64_t channels = p.shape.channels, parts = p.training ? cuts.parts() : 0;
+    const double count = static_cast<double>(p.shape.outer * p.shape.inner);
+    Buffer<double> of_blocks(2 * parts);
+    Buffer<T> memory(ChannelLines<T>::size(cuts));
+    const Moments moments{of_blocks, of_blocks + parts};
+    const ChannelLines<T> lines(memory, cuts);
+    const auto finish = [&](int64_t c) {
+        double variance;
+        if (p.training) {
+            const MeanAndSquares found = merge_moments(cuts, moments, c);
+            p.mean[c] = found.mean;
+            variance = found.squares / count;
+            if (p.new_running_mean) {
+                const auto mixed = [&](T old, double now) {
+                    return static_cast<T>((1 - p.momentum) * static_cast<double>(old) + p.momentum * now);
+                };
+                p.new_running_mean[c] = mixed(p.running_mean[c], found.mean);
+                p.new_running_var[c] = mixed(p.running_var[c], found.squares / (count - 1));
+            }
+        } else {
+            p.mean[c] = static_cast<double>(p.running_mean[c]);
+            variance = static_cast<double>(p.running_var[c]);
+        }
+        p.inv_std[c] = 1 / __builtin_sqrt(variance + p.eps);
+        lines.set(cuts, c, p.mean[c], p.inv_std[c] * weight_of(p.weight, c),
+                  p.bias ? static_cast<double>(p.bias[c]) : 0.0, 0.0);
+    };
+    run_parallel(threads_for(cost_of_normalizing * count * static_cast<double>(channels)), [&](const Worker& worker) {
+        const Range mine = split(cuts.tasks(), worker), my_channels = split(channels, worker);
+        if (p.training) {
+            for (int64_t i = mine.begin; i < mine.end; ++i) find_moments(cuts, task_of(cuts, i), p.x, moments);
+            wait_for_all(worker);
+        }
+        for (int64_t c = my_channels.begin; c < my_channels.end; ++c) finish(c);
+        wait_for_all(worker);
+        for (int64_t i = mine.begin; i < mine.end; ++i)
+            for_each_vector<T>(cuts, task_of(cuts, i), [&](int64_t j, int64_t n, auto at) {
+                const Vec<T> centred = load_partial(p.x + j, n) - at(lines.high) - at(lines.low);
+                store_partial(p.y + j, centred * at(lines.scale) + at(lines.shift), n);
+            });
+    });
+}
+
+// With x̂ = (x - mean)·inv_std: db = Σ dy, dw = Σ dy·x̂, and, where mean and inv_std depend on x,
+// dx = weight·inv_std·(dy - db/n - x̂·dw/n) (Ioffe and Szegedy 2015).
+template <class T>
+void batch_norm_backward(const BatchNormBackward<T>& p) {
+    const ChannelCuts cuts = cut_channels(p.shape);
+    const int64_t channels = p.shape.channels;
+    const bool summed = p.grad_w || p.grad_b || (p.grad_x && p.training);
+    const int64_t parts = summed ? cuts.parts() : 0;
+    const double count = static_cast<double>(p.shape.outer * p.shape.inner);
+    Buffer<double> of_blocks(2 * parts), mean(cuts.shape.channels);
+    Buffer<T> memory(ChannelLines<T>::size(cuts));
+    double *const sums = of_blocks, *const products = of_blocks + parts;
+    const ChannelLines<T> lines(memory, cuts);
+    for (int64_t c = 0; c < cuts.shape.channels; ++c) mean[c] = p.mean[c % channels];
+    const auto add_up = [&](const ChannelTask& task) {
+        const int64_t first = task.block * cuts.shape.channels;
+        sum_channels<2>(cuts, task, {sums + first, products + first}, [&](int64_t i, int64_t n, auto at) {
+            const Vec<double> dy = load_double(p.grad_y + i, n);
+            return Terms<2>{{dy, dy * (load_double(p.x + i, n) - at(mean))}};
+        });
+    };
+    const auto finish = [&](int64_t c) {
+        double sum = 0, product = 0;
+        for (int64_t i = c; i < parts; i += channels) {
+            sum += sums[i];
+            product += products[i];
+        }
+        if (p.grad_b) p.grad_b[c] = static_cast<T>(sum);
+        if (p.grad_w) p.grad_w[c] = static_cast<T>(product * p.inv_std[c]);
+        const double scale = p.inv_std[c] * weight_of(p.weight, c);
+        lines.set(cuts, c, p.mean[c], scale, -scale * sum / count,
+                  -scale * p.inv_std[c] * p.inv_std[c] * product / count);
+    };
+    const auto write = [&](const ChannelTask& task) {
+        if (p.training)
+            for_each_vector<T>(cuts, task, [&](int64_t j, int64_t n, auto at) {
+                const Vec<T> centred = load_partial(p.x + j, n) - at(lines.high) - at(lines.low);
+                const Vec<T> through_x = centred * at(lines.slope) + at(lines.shift);
+                store_partial(p.grad_x + j, load_partial(p.grad_y + j, n) * at(lines.scale) + through_x, n);
+            });
+        else
+            for_each_vector<T>(cuts, task, [&](int64_t j, int64_t n, auto at) {
+                store_partial(p.grad_x + j, load_partial(p.grad_y + j, n) * at(lines.scale), n);
+            });
+    };
+    run_parallel(threads_for(cost_of_normalizing * count * static_cast<double>(channels)), [&](const Worker& worker) {
+        const Range mine = split(cuts.tasks(), worker), my_channels = split(channels, worker);
+        if (summed) {
+            for (int64_t i = mine.begin; i < mine.end; ++i) add_up(task_of(cuts, i));
+            wait_for_all(worker);
+        }
+        for (int64_t c = my_channels.begin; c < my_channels.end; ++c) finish(c);
+        if (!p.grad_x) return;
+        wait_for_all(worker);
+        for (int64_t i = mine.begin; i < mine.end; ++i) write(task_of(cuts, i));
+    });
+}
+
+}  // namespace TBPTT_ISA
+}  // namespace tbptt

@@ -25,7 +25,7 @@ class WinogradGradient {
           chunks_(ceil_div(c.depth, most_depth)),
           chunk_(ceil_div(c.depth, chunks_)),
           padded_(ceil_div(chunk_, lanes<T>) * lanes<T>),
-          block_(tiles_.choose_block(wanted_tiles)),
+          block_(tiles_.choose_block(winograd_block<T>(M) * 2 / 3)),
           spans_(choose_spans()),
           input_stride_(block_ * padded_ + line),
           gradient_stride_(block_ * width_ + line),
@@ -58,8 +58,6 @@ class WinogradGradient {
     using Transform = Winograd<T, M>;
     static constexpr int reach = M + 2, points = reach * reach;
     static constexpr int64_t line = 64 / sizeof(T);
-    static constexpr int64_t scale = sizeof(float) * 36;
-    static constexpr int64_t wanted_tiles = 32 * scale / (sizeof(T) * points);
     static constexpr int64_t most_depth = 64, most_in_row = 32;
 
     int64_t buffer_size() const {

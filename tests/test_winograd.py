@@ -134,7 +134,7 @@ def test_any_size(
     case = Case(batch, channels[0], channels[1], size, KERNEL, padding=tuple(sides))
     arrays = case.arrays(dtype)
     expected = expected_of(case, arrays, last, None)
-    # One sum may happen to cancel; without cancellation it is about this much smaller than its terms.
+    # A sum may happen to cancel; else it is about this much smaller than its terms.
     terms = expected_of(case, [np.abs(a) for a in arrays], last, None)
     for name, value in run(case, arrays, last, algo=tile).items():
         least = np.abs(terms[name]).max() * case.length**-0.5

@@ -5,6 +5,10 @@
 #include "correlation_first.h"
 #include "correlation_last.h"
 #include "depthwise.h"
+#include "shallow_first.h"
+#include "shallow_gradient.h"
+#include "shallow_last.h"
+#include "shallow_transposed.h"
 
 namespace tbptt {
 namespace TBPTT_ISA {
@@ -54,6 +58,8 @@ Correlation<T> forward_correlation(const ConvolutionShape& s, const T* x, const 
 
 template <class T>
 void convolution_forward(const ConvolutionForward<T>& p) {
+    if (shallow::is_shallow<T>(p.shape))
+        return p.shape.channels_last ? ShallowLast<T>(p).run() : ShallowFirst<T>(p).run();
     Buffer<Tap> taps(kernel_size(p.shape));
     correlate(forward_correlation<T>(p.shape, p.x, p.w, p.b, p.activation, p.y, taps));
 }
@@ -85,6 +91,7 @@ void transposed_phase(const TransposedForward<T>& p, int64_t phase_y, int64_t ph
 
 template <class T>
 void transposed_forward(const TransposedForward<T>& p) {
+    if (shallow::is_shallow<T>(p.shape)) return ShallowTransposed<T>(p).run();
     for (int64_t y = 0; y < p.shape.stride_y; ++y)
         for (int64_t x = 0; x < p.shape.stride_x; ++x) transposed_phase(p, y, x);
 }
@@ -93,6 +100,7 @@ void transposed_forward(const TransposedForward<T>& p) {
 template <class T>
 void weight_gradients(const ConvolutionShape& s, const T* x, const T* g, T* grad_w, T* grad_b) {
     if (!grad_w && !grad_b) return;
+    if (shallow::is_shallow<T>(s)) return ShallowGradient<T>(s, x, g, grad_w, grad_b).run();
     Buffer<Tap> taps(kernel_size(s));
     const Correlation<T> c = forward_correlation<T>(s, x, nullptr, nullptr, Activation::none, nullptr, taps);
     if (is_depthwise(c))

@@ -71,7 +71,7 @@ def same(n: int) -> tuple[int, int]:
 
 
 ONE_SIDED = ((2, 0), (0, 3))
-CASES = (
+CASES: tuple[Case, ...] = (
     Case(1, 1, 1, (1, 1), (1, 1)),
     Case(2, 3, 5, (7, 7), (1, 1)),
     Case(1, 2, 17, (15, 16), (3, 3), padding=(same(1), same(1))),
@@ -96,6 +96,24 @@ CASES = (
     Case(3, 16, 17, (33,), (7,), (1,), (same(3),), (1,)),
     Case(2, 1, 1, (16,), (3,), (1,), ((4, 0),), (2,), groups=17),
 )
+
+# Few input channels: one to fifteen have kernels of their own, which cut wide and high images.
+SHALLOW = (
+    Case(3, 1, 33, (28, 28), (3, 3), padding=(same(1), same(1))),
+    Case(2, 1, 32, (17, 16), (5, 2), stride=(1, 3), padding=ONE_SIDED),
+    Case(1, 2, 16, (15, 31), (6, 7), stride=(3, 1), padding=(same(2), same(3)), dilation=(1, 2)),
+    Case(2, 3, 64, (32, 32), (3, 3), padding=(same(1), same(1))),
+    Case(1, 3, 17, (33, 31), (1, 1), stride=(3, 3)),
+    Case(1, 3, 20, (70, 40), (3, 3), stride=(2, 2), padding=(same(1), same(1))),
+    Case(1, 3, 5, (40, 41), (2, 2), stride=(9, 9)),
+    Case(2, 4, 31, (16, 33), (4, 4), stride=(2, 2), padding=(same(1), same(1))),
+    Case(1, 5, 48, (9, 700), (3, 5), stride=(1, 2), padding=ONE_SIDED, dilation=(1, 2)),
+    Case(9, 15, 15, (7, 15), (3, 3), stride=(1, 2), padding=(same(0), same(1))),
+    Case(1, 1, 4, (1500,), (5,), (1,), (same(2),), (1,)),
+    Case(2, 4, 35, (2100,), (3,), (2,), ((2, 0),), (1,)),
+    Case(1, 13, 3, (33,), (7,), (3,), (same(9),), (3,)),
+)
+CASES += SHALLOW
 
 cases = pytest.mark.parametrize("case", CASES, ids=str)
 dtypes = pytest.mark.parametrize("dtype", DTYPES)

@@ -5,6 +5,10 @@
 #include "correlation_first.h"
 #include "correlation_last.h"
 #include "depthwise.h"
+#include "shallow_first.h"
+#include "shallow_gradient.h"
+#include "shallow_last.h"
+#include "shallow_transposed.h"
 #include "winograd_gradient.h"
 
 namespace tbptt {
@@ -104,6 +108,10 @@ void transposed_phase(const ConvolutionForward<T>& p, int64_t phase_y, int64_t p
 
 template <class T>
 void convolution_forward(const ConvolutionForward<T>& p) {
+    if (shallow::is_shallow<T>(p.shape)) {
+        if (p.shape.transposed) return ShallowTransposed<T>(p).run();
+        return p.shape.channels_last ? ShallowLast<T>(p).run() : ShallowFirst<T>(p).run();
+    }
     if (!p.shape.transposed) {
         Buffer<Tap> taps(kernel_size(p.shape));
         return correlate(forward_correlation<T>(p.shape, p.x, p.w, p.b, p.activation, p.y, taps, p.packed));
@@ -135,6 +143,7 @@ void channel_sums(int64_t batch, const ImageShape& image, const T* x, T* sums) {
 template <class T>
 void weight_gradients(const ConvolutionShape& s, const T* x, const T* g, T* grad_w, T* grad_b) {
     if (!grad_w && !grad_b) return;
+    if (shallow::is_shallow<T>(s)) return ShallowGradient<T>(s, x, g, grad_w, grad_b).run();
     Buffer<Tap> taps(kernel_size(s));
     const Correlation<T> c = forward_correlation<T>(s, x, nullptr, nullptr, Activation::none, nullptr, taps);
     if (const int tile = grad_w ? winograd_tile(c) : 0) {

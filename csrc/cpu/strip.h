@@ -2,42 +2,10 @@
 #pragma once
 
 #include "correlation.h"
+#include "interleave.h"
 
 namespace tbptt {
 namespace TBPTT_ISA {
-
-// Lane i of the result is lane from[i] of a, or, from `lanes` on, of b. Compilers turn constant indices into one shuffle.
-template <class T>
-TBPTT_INLINE Vec<T> choose_lanes(Vec<T> a, Vec<T> b, VecBits<T> from) {
-#if defined(__clang__)
-    Vec<T> result{};
-    for (int i = 0; i < lanes<T>; ++i) result[i] = from[i] < lanes<T> ? a[from[i]] : b[from[i] - lanes<T>];
-    return result;
-#else
-    return __builtin_shuffle(a, b, from);
-#endif
-}
-
-// Exchanges rows and columns of a square of lanes.
-template <class T>
-TBPTT_INLINE void transpose(Vec<T> (&rows)[lanes<T>]) {
-    constexpr int L = lanes<T>;
-    VecBits<T> index{};
-    for (int i = 0; i < L; ++i) index[i] = i;
-#pragma GCC unroll 4
-    for (int step = 1; step < L; step *= 2) {
-        // Blocks of `step` lanes change places between the rows i and i + step.
-        const VecBits<T> odd = (VecBits<T>)((index & step) != 0);
-        const VecBits<T> upper = odd ? index - step + L : index, lower = odd ? index + L : index + step;
-#pragma GCC unroll 16
-        for (int i = 0; i < L; ++i) {
-            if (i & step) continue;
-            const Vec<T> a = rows[i], b = rows[i + step];
-            rows[i] = choose_lanes<T>(a, b, upper);
-            rows[i + step] = choose_lanes<T>(a, b, lower);
-        }
-    }
-}
 
 struct Area {
     int64_t n, top, left, bottom, right;  // of image n, the rows top … bottom-1 and columns left … right-1

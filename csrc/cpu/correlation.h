@@ -85,6 +85,15 @@ struct Correlation {
     Vec<T> finish(Vec<T> sum, Vec<T> b) const { return activate(activation, Wide<T, 1>{{sum + b}}).part[0]; }
 };
 
+// Whether the target is too large to be found in a cache by who reads it next, and its pixels begin at whole vectors.
+template <class T>
+bool beyond_cache(const Correlation<T>& c) {
+    constexpr int64_t bytes = 16 << 20;
+    const int64_t size = c.grid.positions() * c.groups * c.columns * static_cast<int64_t>(sizeof(T));
+    return size > bytes && c.groups * c.columns % lanes<T> == 0 &&
+           reinterpret_cast<std::uintptr_t>(c.target) % TBPTT_VECTOR_BYTES == 0;
+}
+
 // The packed weights of one kernel: for this call alone, or kept for the next one too.
 template <class T>
 class KernelWeights {

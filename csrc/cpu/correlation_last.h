@@ -18,6 +18,7 @@ class CorrelationLast {
           folded_(c.depth < fold_below),
           blocks_(ceil_div(c.grid.positions(), block)),
           layout_(layout_panels<T>(c.tap_count * c.depth, c.columns, choose_vectors<T>(c.columns))),
+          streams_(beyond_cache(c) && layout_.panels * layout_.width() == c.columns),
           packed_(c, kernel_id, layout_.vectors, c.groups * layout_.size()),
           zeros_(c.depth),
           pieces_(threads_ * pieces_of_worker()),
@@ -32,6 +33,7 @@ class CorrelationLast {
             for (int64_t i = panels.begin; i < panels.end; ++i) pack(i / layout_.panels, i % layout_.panels);
             wait_for_all(worker);
             tasks_.run(worker, [&](int64_t i) { multiply(worker, i / blocks_, i % blocks_); });
+            if (streams_) finish_streams();
         });
         packed_.complete();
     }
@@ -72,9 +74,14 @@ class CorrelationLast {
             for (int r = 0; r < height; ++r, c += b.width()) {
                 T* to = c_.target + c_.target_at(at[row + r]) + group * c_.columns;
                 const T* bias = c_.bias ? c_.bias + group * c_.columns : nullptr;
-                write_columns(to, c_.columns, p * b.width(), b.width(), c, [&](Vec<T> sum, int64_t j) {
+                const auto finish = [&](Vec<T> sum, int64_t j) {
                     return c_.finish(sum, bias ? load_partial(bias + j, c_.columns - j) : Vec<T>{});
-                });
+                };
+                if (streams_)
+                    for (int64_t j = 0; j < b.width(); j += lanes<T>)
+                        stream(to + p * b.width() + j, finish(load(c + j), p * b.width() + j));
+                else
+                    write_columns(to, c_.columns, p * b.width(), b.width(), c, finish);
             }
         });
     }
@@ -104,6 +111,7 @@ class CorrelationLast {
     const bool folded_;
     const int64_t blocks_;
     const Packed<T> layout_;
+    const bool streams_;
     KernelWeights<T> packed_;
     Buffer<T> zeros_;
     Buffer<const T*> pieces_;

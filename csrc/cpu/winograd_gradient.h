@@ -25,7 +25,7 @@ class WinogradGradient {
           chunks_(ceil_div(c.depth, most_depth)),
           chunk_(ceil_div(c.depth, chunks_)),
           padded_(ceil_div(chunk_, lanes<T>) * lanes<T>),
-          block_(tiles_.choose_block(winograd_block<T>(M) * 2 / 3)),
+          block_(tiles_.choose_block(winograd_block<T>(M) / 2)),
           spans_(choose_spans()),
           input_stride_(block_ * padded_ + line),
           gradient_stride_(block_ * width_ + line),
@@ -66,7 +66,7 @@ class WinogradGradient {
 
     // Fixed parts of the tiles, each summed by itself, where there are too few tasks else; their sums must stay small.
     int64_t choose_spans() const {
-        constexpr int64_t bytes = 1 << 20, wanted = 16;
+        constexpr int64_t bytes = 3 << 18, wanted = 16;
         const int64_t tasks = c_.groups * panels_ * chunks_;
         const int64_t size = c_.groups * panels_ * c_.depth * 9 * width_ * static_cast<int64_t>(sizeof(T));
         const int64_t most = smaller(bytes / larger<int64_t>(1, size), ceil_div(tiles_.count(), 4 * block_));

@@ -19,7 +19,7 @@ import cnn_recurrent_head
 import minibatch_regression
 import sliding_window
 import tanh_network
-from tbptt_fast import nn, optim, reference
+from tbptt_fast import nn, reference
 from tbptt_fast.data import DataError
 
 for package in ("matplotlib", "sklearn", "statsmodels", "tqdm"):
@@ -413,4 +413,3 @@ def test_optimizers_learn_with_a_decaying_rate(picture: list[str]) -> None:
         assert result.curve[-1] > 0.95
         assert len(result.norms) == 6 * 45
         assert max(result.norms) > 1
-    assert issubclass(clipped_optimizer_mlp.OPTIMIZERS["Adam"][0], optim.Adam)

@@ -3,7 +3,35 @@
 Two convolutions of 3 by 3, each with relu and pooling, a dense layer, a recurrent head that reads
 its features STEPS times and is differentiated through the last TRUNCATION of them, cross-entropy,
 Adam: the network of examples/cnn_recurrent_head.py on images of the size of MNIST's.
-"""The network in `tbptt_fast.nn`."""
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+import tbptt_fast
+from tbptt_fast import nn, optim
+
+from .options import Options, on_threads, progress
+from .problem import Array
+from .report import Section, milliseconds, times
+from .timing import LocalSide, Side
+
+BATCH, SIZE, STEPS, TRUNCATION = 32, 28, 20, 5
+STEP = "training step"
+LR = 1e-3
+
+
+def make_data() -> tuple[Array, Array]:
+    rng = np.random.default_rng(0)
+    images = rng.standard_normal((BATCH, 1, SIZE, SIZE), np.float32)
+    return images, rng.integers(0, 10, BATCH)
+
+
+class Ours:
+    """The network in `tbptt_fast.nn`."""
 
     def __init__(self, images: Array, labels: Array) -> None:
         self.images, self.labels = np.ascontiguousarray(np.moveaxis(images, 1, -1)), labels

@@ -27,30 +27,29 @@ using AllLanes = typename FirstLanes<lanes<T>>::Type;
 
 #if defined(TBPTT_SHUFFLES)
 
-// Of two rows `Distance` apart: the lanes that change places are those where the bit `Distance` of the lane and of the row
-// differ.
-template <int Distance, class V, int... I>
-TBPTT_INLINE void swap_lanes(V& a, V& b, Lanes<I...>) {
+// The lower halves of a and b in turns, or the upper halves.
+template <bool Upper, class V, int... I>
+TBPTT_INLINE V interleave_halves(V a, V b, Lanes<I...>) {
     constexpr int L = sizeof...(I);
-    const V first = __builtin_shufflevector(a, b, (I & Distance ? L + I - Distance : I)...);
-    b = __builtin_shufflevector(a, b, (I & Distance ? L + I : I + Distance)...);
-    a = first;
+    return __builtin_shufflevector(a, b, ((Upper ? L / 2 : 0) + I / 2 + I % 2 * L)...);
 }
 
-template <int Distance, class T>
-TBPTT_INLINE void swap_blocks(Vec<T>* rows) {
-    if constexpr (Distance < lanes<T>) {
-#pragma GCC unroll 16
-        for (int r = 0; r < lanes<T>; ++r)
-            if (!(r & Distance)) swap_lanes<Distance>(rows[r], rows[r + Distance], AllLanes<T>{});
-        swap_blocks<2 * Distance, T>(rows);
-    }
-}
-
-// rows [lanes] = their transpose
+// rows [lanes] = their transpose: each step takes the highest bit of an element's row to the lowest of its lane, and the
+// highest of its lane to the lowest of its row.
 template <class T>
 TBPTT_INLINE void transpose(Vec<T>* rows) {
-    swap_blocks<1, T>(rows);
+    constexpr int L = lanes<T>;
+#pragma GCC unroll 4
+    for (int step = 1; step < L; step *= 2) {
+        Vec<T> next[L];
+#pragma GCC unroll 8
+        for (int r = 0; r < L / 2; ++r) {
+            next[2 * r] = interleave_halves<false>(rows[r], rows[r + L / 2], AllLanes<T>{});
+            next[2 * r + 1] = interleave_halves<true>(rows[r], rows[r + L / 2], AllLanes<T>{});
+        }
+#pragma GCC unroll 16
+        for (int r = 0; r < L; ++r) rows[r] = next[r];
+    }
 }
 
 // Vector J of the run in which M planes take turns, once plane S has been added to what the planes before it gave.

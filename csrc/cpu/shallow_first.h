@@ -5,72 +5,10 @@
 // a run of neighbours.
 #pragma once
 
-#include "shallow.h"
+#include "shallow_tiles.h"
 
 namespace tbptt {
 namespace TBPTT_ISA {
-
-namespace shallow {
-
-// The outputs of one vector: where its first input and its result lie.
-template <class T>
-struct PixelVector {
-    const T* source;
-    T* to;
-    int64_t count;
-};
-
-// to [Height planes][count] of every vector = bias + Σ_k rows[·][k] · source[offset[k] …]
-template <class T, int Height, int Vectors>
-void pixel_tile(const T* const* rows, int64_t depth, const PixelVector<T>* vectors, const int64_t* offset,
-                const T* bias, int64_t plane) {
-    Vec<T> sum[Height][Vectors];
-    const T *row[Height], *source[Vectors];
-#pragma GCC unroll 16
-    for (int r = 0; r < Height; ++r) {
-        row[r] = rows[r];
-#pragma GCC unroll 4
-        for (int v = 0; v < Vectors; ++v) sum[r][v] = bias ? broadcast(bias[r]) : Vec<T>{};
-    }
-#pragma GCC unroll 4
-    for (int v = 0; v < Vectors; ++v) source[v] = vectors[v].source;
-#pragma GCC unroll 1
-    for (int64_t k = 0; k < depth; ++k) {
-        Vec<T> column[Vectors];
-#pragma GCC unroll 4
-        for (int v = 0; v < Vectors; ++v) column[v] = load(source[v] + offset[k]);
-#pragma GCC unroll 16
-        for (int r = 0; r < Height; ++r) {
-            const Vec<T> factor = broadcast(row[r][k]);
-#pragma GCC unroll 4
-            for (int v = 0; v < Vectors; ++v) sum[r][v] += factor * column[v];
-        }
-    }
-#pragma GCC unroll 4
-    for (int v = 0; v < Vectors; ++v)
-        if (vectors[v].count >= lanes<T>) {
-#pragma GCC unroll 16
-            for (int r = 0; r < Height; ++r) store(vectors[v].to + r * plane, sum[r][v]);
-        } else {
-#pragma GCC unroll 16
-            for (int r = 0; r < Height; ++r) store_partial(vectors[v].to + r * plane, sum[r][v], vectors[v].count);
-        }
-}
-
-template <class T>
-using PixelTile = void (*)(const T* const* rows, int64_t depth, const PixelVector<T>* vectors, const int64_t* offset,
-                           const T* bias, int64_t plane);
-
-template <class T>
-TBPTT_INLINE PixelTile<T> find_pixel_tile(int height, int vectors) {
-    return with_constant<max_vectors>(vectors, [&](auto v) {
-        constexpr int V = decltype(v)::value;
-        return with_constant<max_tile_rows(V)>(
-            height, [](auto h) -> PixelTile<T> { return pixel_tile<T, decltype(h)::value, V>; });
-    });
-}
-
-}  // namespace shallow
 
 template <class T>
 class ShallowFirst {
@@ -88,9 +26,13 @@ class ShallowFirst {
           blocks_y_(ceil_div(s_.out_height, height_)),
           rows_(s_.outputs),
           offsets_(depth_),
+          planes_(s_.outputs),
           strips_(threads_ * strip_size()),
           tasks_(s_.batch * blocks_y_ * blocks_x_, threads_) {
-        for (int64_t k = 0; k < s_.outputs; ++k) rows_[k] = p.w + k * depth_;
+        for (int64_t k = 0; k < s_.outputs; ++k) {
+            rows_[k] = p.w + k * depth_;
+            planes_[k] = k * s_.out_height * s_.out_width;
+        }
         for (int64_t i = 0; i < depth_; ++i) {
             const int64_t x = i % s_.kernel_width * s_.dilation_x;
             offsets_[i] = (i / s_.kernel_width * s_.stride_x + x % s_.stride_x) * columns_ + x / s_.stride_x;
@@ -152,14 +94,12 @@ class ShallowFirst {
     }
 
     void multiply(const shallow::PixelVector<T>* vectors, int count) {
-        const int64_t tiles = ceil_div(s_.outputs, max_tile_rows(count)), plane = s_.out_height * s_.out_width;
-        shallow::PixelVector<T> at[max_vectors];
+        const int64_t tiles = ceil_div(s_.outputs, max_tile_rows(count));
         for (int64_t i = 0; i < tiles; ++i) {
             const Range rows = split(s_.outputs, i, tiles);
-            for (int v = 0; v < count; ++v)
-                at[v] = {vectors[v].source, vectors[v].to + rows.begin * plane, vectors[v].count};
-            shallow::find_pixel_tile<T>(static_cast<int>(rows.end - rows.begin), count)(
-                rows_ + rows.begin, depth_, at, offsets_, p_.b ? p_.b + rows.begin : nullptr, plane);
+            shallow::find_pixel_tile<T, false>(static_cast<int>(rows.end - rows.begin), count)(
+                rows_ + rows.begin, depth_, vectors, offsets_, p_.b ? p_.b + rows.begin : nullptr,
+                planes_ + rows.begin);
         }
     }
 
@@ -171,7 +111,7 @@ class ShallowFirst {
     const int64_t columns_, row_size_;  // of a strip: columns of a phase, elements of a row
     const int64_t blocks_x_, blocks_y_;
     Buffer<const T*> rows_;
-    Buffer<int64_t> offsets_;
+    Buffer<int64_t> offsets_, planes_;  // of the product's depth in a strip, of its rows in the output
     Buffer<T> strips_;
     Tasks tasks_;
 };

@@ -4,59 +4,11 @@
 // Sums over chunks of rows that the problem's sizes fix are added in their order, so threads do not change a bit.
 #pragma once
 
-#include "shallow_last.h"
-#include "weight_gradient.h"
+#include "shallow_strips.h"
+#include "shallow_tiles.h"
 
 namespace tbptt {
 namespace TBPTT_ISA {
-
-namespace shallow {
-
-// c [Height][Vectors][lanes] += Σ over `rows` of `count` pixels of a[pixel][Height] · b[pixel][Vectors][lanes]; pixels are
-// a_step and b_step apart, the rows of a a_row.
-template <class T, int Height, int Vectors>
-void outer_tile(int64_t rows, int64_t count, const T* a, int64_t a_step, int64_t a_row, const T* b, int64_t b_step,
-                T* c) {
-    constexpr int L = lanes<T>;
-    Vec<T> sum[Height][Vectors];
-#pragma GCC unroll 16
-    for (int r = 0; r < Height; ++r)
-#pragma GCC unroll 2
-        for (int v = 0; v < Vectors; ++v) sum[r][v] = load(c + (r * Vectors + v) * L);
-    for (; rows > 0; --rows, a += a_row) {
-        const T* from = a;
-#pragma GCC unroll 1
-        for (int64_t i = 0; i < count; ++i, from += a_step, b += b_step) {
-            Vec<T> column[Vectors];
-#pragma GCC unroll 2
-            for (int v = 0; v < Vectors; ++v) column[v] = load(b + v * L);
-#pragma GCC unroll 16
-            for (int r = 0; r < Height; ++r) {
-                const Vec<T> factor = broadcast(from[r]);
-#pragma GCC unroll 2
-                for (int v = 0; v < Vectors; ++v) sum[r][v] += factor * column[v];
-            }
-        }
-    }
-#pragma GCC unroll 16
-    for (int r = 0; r < Height; ++r)
-#pragma GCC unroll 2
-        for (int v = 0; v < Vectors; ++v) store(c + (r * Vectors + v) * L, sum[r][v]);
-}
-
-template <class T>
-using OuterTile = void (*)(int64_t rows, int64_t count, const T* a, int64_t a_step, int64_t a_row, const T* b,
-                           int64_t b_step, T* c);
-
-template <class T>
-TBPTT_INLINE OuterTile<T> find_outer_tile(int height, int vectors) {
-    return with_constant<gradient::vectors>(vectors, [&](auto v) {
-        return with_constant<gradient::height>(
-            height, [](auto h) -> OuterTile<T> { return outer_tile<T, decltype(h)::value, decltype(v)::value>; });
-    });
-}
-
-}  // namespace shallow
 
 template <class T>
 class ShallowGradient {
@@ -78,10 +30,13 @@ class ShallowGradient {
           in_place_(s.channels_last && padded_ == s.outputs),
           sums_size_((depth_ + 1) * padded_),
           chunks_(clamp(sums_bytes / (sums_size_ * static_cast<int64_t>(sizeof(T))), 1, most_chunks)),
+          begins_(pieces_.count),
           sums_(chunks_ * sums_size_),
           scratch_size_(height_ * strips_.size() + strips_.scratch() + folded_size() + turned_size() + lanes<T>),
           scratch_(threads_ * scratch_size_),
-          tasks_(chunks_, threads_) {}
+          tasks_(chunks_, threads_) {
+        for (int64_t t = 0; t < pieces_.count; ++t) begins_[t] = pieces_.begin(t, strips_.pitch());
+    }
 
     void run() {
         run_parallel(threads_, [this](const Worker& worker) {
@@ -121,38 +76,51 @@ class ShallowGradient {
         for (int64_t r = 0; r < rows; ++r) {
             const int64_t n = (row + r) / s_.out_height, y = (row + r) % s_.out_height;
             if (grad_w_) strips_.copy(n, y, x0, strip + r * strips_.size(), scratch);
-            if (!in_place_) turn(n, y, x0, width, turned + r * width * padded_);
         }
+        if (!in_place_) turn(row, rows, x0, width, turned);
         if (grad_b_) add_bias(rows * width, g, sums + depth_ * padded_);
         if (!grad_w_) return;
         if (pieces_.folded()) {
             for (int64_t r = 0; r < rows; ++r)
-                pieces_.fold(strip + r * strips_.size(), strips_.pitch(), width, folded + r * width * depth_);
+                pieces_.fold<T>(strip + r * strips_.size(), begins_, width, folded + r * width * depth_);
             multiply(rows, width, folded, depth_, width * depth_, depth_, g, sums);
             return;
         }
         for (int64_t t = 0; t < pieces_.count; ++t)
-            multiply(rows, width, strip + pieces_.begin(t, strips_.pitch()), pieces_.step(), strips_.size(),
-                     pieces_.length, g, sums + t * pieces_.length * padded_);
+            multiply(rows, width, strip + begins_[t], pieces_.step(), strips_.size(), pieces_.length, g,
+                     sums + t * pieces_.length * padded_);
     }
 
-    // to [width][padded outputs] = the gradients by neighbouring pixels
-    void turn(int64_t n, int64_t y, int64_t x, int64_t width, T* to) const {
-        const int64_t first = y * s_.out_width + x, plane = s_.out_height * s_.out_width;
-        if (s_.channels_last) {
-            const T* from = g_ + (n * plane + first) * s_.outputs;
-            for (int64_t i = 0; i < width; ++i, from += s_.outputs, to += padded_)
-                for (int64_t k = 0; k < padded_; k += lanes<T>) store(to + k, load_partial(from + k, s_.outputs - k));
-            return;
+    // to [rows][width][padded outputs] = the gradients, pixels of a whole row and the next being neighbours
+    void turn(int64_t row, int64_t rows, int64_t x0, int64_t width, T* to) const {
+        const int64_t plane = s_.out_height * s_.out_width;
+        for (int64_t end = row + rows; row < end;) {
+            const int64_t n = row / s_.out_height, y = row % s_.out_height;
+            const int64_t together = blocks_ > 1 ? 1 : smaller(end - row, s_.out_height - y);
+            const int64_t pixels = together * width, first = y * s_.out_width + x0;
+            if (s_.channels_last)
+                copy_rows(g_ + (n * plane + first) * s_.outputs, pixels, to);
+            else
+                transpose_block(g_ + n * s_.outputs * plane + first, plane, s_.outputs, pixels, to, padded_);
+            to += pixels * padded_;
+            row += together;
         }
-        transpose_block(g_ + n * s_.outputs * plane + first, plane, s_.outputs, width, to, padded_);
+    }
+
+    void copy_rows(const T* from, int64_t rows, T* to) const {
+        for (int64_t i = 0; i < rows; ++i, from += s_.outputs, to += padded_)
+            for (int64_t k = 0; k < padded_; k += lanes<T>) store(to + k, load_partial(from + k, s_.outputs - k));
     }
 
     void add_bias(int64_t pixels, const T* g, T* sums) const {
+        constexpr int together = 4;  // sums whose latencies overlap
         for (int64_t k = 0; k < padded_; k += lanes<T>) {
-            Vec<T> sum = load(sums + k);
-            for (int64_t i = 0; i < pixels; ++i) sum += load(g + i * padded_ + k);
-            store(sums + k, sum);
+            Vec<T> sum[together] = {};
+            int64_t i = 0;
+            for (; i + together <= pixels; i += together)
+                for (int j = 0; j < together; ++j) sum[j] += load(g + (i + j) * padded_ + k);
+            for (; i < pixels; ++i) sum[0] += load(g + i * padded_ + k);
+            store(sums + k, load(sums + k) + ((sum[0] + sum[1]) + (sum[2] + sum[3])));
         }
     }
 
@@ -208,6 +176,7 @@ class ShallowGradient {
     const int64_t padded_;  // output channels, in whole vectors
     const bool in_place_;
     const int64_t sums_size_, chunks_;
+    Buffer<int64_t> begins_;
     Buffer<T> sums_;
     const int64_t scratch_size_;
     Buffer<T> scratch_;

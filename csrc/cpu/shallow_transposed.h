@@ -7,7 +7,7 @@
 // outputs that reach two strips are worked out for both: an element's sum has one order.
 #pragma once
 
-#include "shallow.h"
+#include "shallow_tiles.h"
 
 namespace tbptt {
 namespace TBPTT_ISA {
@@ -29,7 +29,8 @@ class ShallowTransposed {
           weights_(count_ * s_.outputs),
           rows_(count_),
           offsets_(count_),
-          panel_size_(round_up(s_.outputs, lanes<T>) * max_vectors * lanes<T>),
+          steps_(s_.outputs),
+          panel_size_(round_up(s_.outputs, lanes<T>) * panel_width),
           panels_(threads_ * panel_size_),
           strip_size_(s_.inputs * channel_size_ + lanes<T>),
           strips_(threads_ * strip_size_),
@@ -37,7 +38,9 @@ class ShallowTransposed {
           line_size_(turns_ * pitch_),
           lines_(threads_ * line_size_),
           planes_(threads_ * turns_),
-          tasks_(s_.batch * y_.parts * x_.parts, threads_) {}
+          tasks_(s_.batch * y_.parts * x_.parts, threads_) {
+        for (int64_t k = 0; k < s_.outputs; ++k) steps_[k] = k * panel_width;
+    }
 
     void run() {
         run_parallel(threads_, [this](const Worker& worker) {
@@ -49,6 +52,8 @@ class ShallowTransposed {
     }
 
    private:
+    static constexpr int64_t panel_width = max_vectors * lanes<T>;
+
     // Of a strip, so that it stays in a core's cache.
     int64_t most_columns() const { return clamp(strip_elements / (s_.inputs * 6 * shallow::reach_y(s_)), 128, 1024); }
     int64_t most_rows() const {
@@ -102,44 +107,54 @@ class ShallowTransposed {
         const Span y(y_, task / x_.parts % y_.parts), x(x_, task % x_.parts);
         T* const strip = strips_ + worker.index * strip_size_;
         for (int64_t c = 0; c < s_.inputs; ++c) fill(strip + c * channel_size_, channel_size_, p_.b ? p_.b[c] : T(0));
-        Pixels at[max_vectors];
+        T* const panel = panels_ + worker.index * panel_size_;
+        shallow::PixelVector<T> at[max_vectors];
+        int64_t first[max_vectors];
         int count = 0;
         for (int64_t oy = y.first; oy < y.last; ++oy)
             for (int64_t ox = x.first; ox < x.last; ox += lanes<T>) {
-                at[count++] = {(n * s_.out_height + oy) * s_.out_width + ox,
-                               (oy * s_.stride_y - y.origin) * row_size_ + ox - x.origin / s_.stride_x, x.last - ox};
-                if (count < max_vectors && (ox + lanes<T> < x.last || oy + 1 < y.last)) continue;
-                multiply(n, at, count, panels_ + worker.index * panel_size_, strip);
+                first[count] = oy * s_.out_width + ox;
+                T* to = strip + (oy * s_.stride_y - y.origin) * row_size_ + ox - x.origin / s_.stride_x;
+                at[count] = {panel + count * lanes<T>, to, x.last - ox};
+                if (++count < max_vectors && (ox + lanes<T> < x.last || oy + 1 < y.last)) continue;
+                gather(n, first, at, count, panel);
+                multiply(n, first[count - 1] + lanes<T>, at, count);
                 count = 0;
             }
         write(worker, n, y, x, strip);
     }
 
-    // Neighbouring output pixels, at most a vector of them, and where tap 0 of the first goes to in the strip.
-    struct Pixels {
-        int64_t first, to, count;
-    };
-
-    void multiply(int64_t n, const Pixels* at, int count, T* panel, T* strip) {
-        const int64_t width = count * lanes<T>, plane = s_.out_height * s_.out_width;
-        if (s_.channels_last)
+    // panel [output channels][vectors][lanes] = the pixels of image n from first[v] on; lanes beyond at[v].count are of no
+    // importance
+    void gather(int64_t n, const int64_t* first, const shallow::PixelVector<T>* at, int count, T* panel) {
+        const int64_t plane = s_.out_height * s_.out_width, images = s_.batch - n;
+        const T* from = p_.x + n * s_.outputs * plane;
+        if (s_.channels_last) {
             for (int v = 0; v < count; ++v)
-                transpose_block(p_.x + at[v].first * s_.outputs, s_.outputs, smaller<int64_t>(at[v].count, lanes<T>),
-                                s_.outputs, panel + v * lanes<T>, width);
-        else
-            for (int64_t k = 0; k < s_.outputs; ++k)
+                transpose_block(from + first[v] * s_.outputs, s_.outputs,
+                                smaller<int64_t>(lanes<T>, images * plane - first[v]), s_.outputs, panel + v * lanes<T>,
+                                panel_width);
+            return;
+        }
+        // only at the end of all images is a whole vector too much
+        const bool whole = first[count - 1] + lanes<T> <= ((images - 1) * s_.outputs + 1) * plane;
+        for (int64_t k = 0; k < s_.outputs; ++k, from += plane, panel += panel_width)
+            for (int v = 0; v < count; ++v)
+                store(panel + v * lanes<T>, whole ? load(from + first[v]) : load_partial(from + first[v], at[v].count));
+    }
+
+    // next: the pixel after them in a plane. So many planes are more than the hardware foresees.
+    void multiply(int64_t n, int64_t next, const shallow::PixelVector<T>* at, int count) {
+        const int64_t tiles = ceil_div(count_, max_tile_rows(count)), plane = s_.out_height * s_.out_width;
+        const T* ahead = p_.x + n * s_.outputs * plane + next;
+        for (int64_t i = 0; i < tiles; ++i) {
+            const Range rows = split(count_, i, tiles), planes = split(s_.channels_last ? 0 : s_.outputs, i, tiles);
+            for (int64_t k = planes.begin; k < planes.end; ++k)
                 for (int v = 0; v < count; ++v)
-                    store(panel + k * width + v * lanes<T>,
-                          load_partial(p_.x + (n * (s_.outputs - 1) + k) * plane + at[v].first, at[v].count));
-        const Packed<T> b{panel, s_.outputs, 1, count};
-        product<T>(static_cast<const T* const*>(rows_), count_, b, Range{0, 1},
-                   [&](int64_t, int64_t first, int height, const T* c) {
-                       for (int r = 0; r < height; ++r)
-                           for (int v = 0; v < count; ++v, c += lanes<T>) {
-                               T* to = strip + offsets_[first + r] + at[v].to;
-                               store_partial(to, load(to) + load(c), at[v].count);
-                           }
-                   });
+                    prefetch_far(reinterpret_cast<const char*>(ahead + k * plane + v * lanes<T>));
+            shallow::find_pixel_tile<T, true>(static_cast<int>(rows.end - rows.begin), count)(
+                rows_ + rows.begin, s_.outputs, at, steps_, nullptr, offsets_ + rows.begin);
+        }
     }
 
     void write(const Worker& worker, int64_t n, const Span& y, const Span& x, const T* strip) {
@@ -169,7 +184,7 @@ class ShallowTransposed {
     const int64_t count_;                            // of the product's rows
     Buffer<T> weights_;
     Buffer<const T*> rows_;
-    Buffer<int64_t> offsets_;
+    Buffer<int64_t> offsets_, steps_;  // of the product's rows in the strip, of its depth in a panel
     const int64_t panel_size_;
     Buffer<T> panels_;
     const int64_t strip_size_;

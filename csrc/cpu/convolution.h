@@ -1,6 +1,7 @@
 // Convolution and its transpose, forward and backward, as correlations.
 #pragma once
 
+#include "batch_norm.h"
 #include "convolution_gradient.h"
 #include "correlation_first.h"
 #include "correlation_last.h"
@@ -122,19 +123,26 @@ void convolution_forward(const ConvolutionForward<T>& p) {
 
 TBPTT_INLINE int64_t size_of(int64_t batch, const ImageShape& image) { return batch * image.plane() * image.channels; }
 
-// sums [channels] = the sums over all pixels of all images, each in the order of memory.
+// sums [channels] = the sums over all pixels of all images.
 template <class T>
 void channel_sums(int64_t batch, const ImageShape& image, const T* x, T* sums) {
-    run_parallel(threads_for(static_cast<double>(size_of(batch, image))), [&](const Worker& worker) {
+    const ChannelCuts cuts = cut_channels(image.channels_last ? ChannelShape{batch * image.plane(), image.channels, 1}
+                                                              : ChannelShape{batch, image.channels, image.plane()});
+    Buffer<double> parts(cuts.parts());
+    const int threads = threads_for(static_cast<double>(size_of(batch, image)));
+    Tasks tasks(cuts.tasks(), threads);
+    run_parallel(threads, [&](const Worker& worker) {
+        tasks.run(worker, [&](int64_t i) {
+            const ChannelTask task = task_of(cuts, i);
+            sum_channels<1>(cuts, task, {parts + task.block * cuts.shape.channels},
+                            [&](int64_t k, int64_t count, auto) { return Terms<1>{{load_double(x + k, count)}}; });
+        });
+        wait_for_all(worker);
         const Range mine = split(image.channels, worker);
         for (int64_t channel = mine.begin; channel < mine.end; ++channel) {
-            T sum = 0;
-            for (int64_t n = 0; n < batch; ++n) {
-                const T* from = x + image.at(n, 0, 0) + channel * image.channel_stride();
-                const int64_t stride = image.channels_last ? image.channels : 1;
-                for (int64_t i = 0; i < image.plane(); ++i) sum += from[i * stride];
-            }
-            sums[channel] = sum;
+            double sum = 0;
+            for (int64_t i = channel; i < cuts.parts(); i += cuts.channels) sum += parts[i];
+            sums[channel] = static_cast<T>(sum);
         }
     });
 }

@@ -85,6 +85,13 @@ struct Correlation {
     Vec<T> finish(Vec<T> sum, Vec<T> b) const { return activate(activation, Wide<T, 1>{{sum + b}}).part[0]; }
 };
 
+template <class T>
+bool taps_in_order(const Correlation<T>& c) {
+    for (int64_t t = 0; t < c.tap_count; ++t)
+        if (c.taps[t].element != t) return false;
+    return true;
+}
+
 // Whether the target is too large to be found in a cache by who reads it next, and its pixels begin at whole vectors.
 template <class T>
 bool beyond_cache(const Correlation<T>& c) {

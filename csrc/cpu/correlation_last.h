@@ -19,6 +19,7 @@ class CorrelationLast {
           blocks_(ceil_div(c.grid.positions(), block)),
           layout_(layout_panels<T>(c.tap_count * c.depth, c.columns, choose_vectors<T>(c.columns))),
           streams_(beyond_cache(c) && layout_.panels * layout_.width() == c.columns),
+          in_order_(c.w_depth == c.tap_count && taps_in_order(c)),
           packed_(c, kernel_id, layout_.vectors, c.groups * layout_.size()),
           zeros_(c.depth),
           pieces_(threads_ * pieces_of_worker()),
@@ -54,6 +55,17 @@ class CorrelationLast {
     void pack(int64_t group, int64_t p) {
         const int64_t width = layout_.width();
         T* to = weights(group).panel(p);
+        if (in_order_) {
+            // All of a column's kernels lie in one row [depth][tap].
+            for (int64_t v = 0; v < layout_.vectors; ++v, to += lanes<T>) {
+                const int64_t column = p * width + v * lanes<T>, count = c_.columns - column;
+                const T* from = c_.w + group * c_.w_group + (count > 0 ? column : 0) * c_.w_column;
+                for_columns<T>(from, c_.w_column, layout_.depth, count, [&](int64_t k, Vec<T> values) {
+                    store(to + (k % c_.tap_count * c_.depth + k / c_.tap_count) * width, values);
+                });
+            }
+            return;
+        }
         for (int64_t lane = 0; lane < width; ++lane, ++to) {
             const int64_t column = p * width + lane;
             const T* from = c_.w + group * c_.w_group + column * c_.w_column;
@@ -111,7 +123,7 @@ class CorrelationLast {
     const bool folded_;
     const int64_t blocks_;
     const Packed<T> layout_;
-    const bool streams_;
+    const bool streams_, in_order_;
     KernelWeights<T> packed_;
     Buffer<T> zeros_;
     Buffer<const T*> pieces_;

@@ -13,13 +13,13 @@ namespace tbptt {
 namespace TBPTT_ISA {
 
 template <int... I>
-struct Lanes {};
+struct LaneList {};
 
 template <int N, int... I>
 struct FirstLanes : FirstLanes<N - 1, N - 1, I...> {};
 template <int... I>
 struct FirstLanes<0, I...> {
-    using Type = Lanes<I...>;
+    using Type = LaneList<I...>;
 };
 
 template <class T>
@@ -29,7 +29,7 @@ using AllLanes = typename FirstLanes<lanes<T>>::Type;
 
 // The lower halves of a and b in turns, or the upper halves.
 template <bool Upper, class V, int... I>
-TBPTT_INLINE V interleave_halves(V a, V b, Lanes<I...>) {
+TBPTT_INLINE V interleave_halves(V a, V b, LaneList<I...>) {
     constexpr int L = sizeof...(I);
     return __builtin_shufflevector(a, b, ((Upper ? L / 2 : 0) + I / 2 + I % 2 * L)...);
 }
@@ -54,7 +54,7 @@ TBPTT_INLINE void transpose(Vec<T>* rows) {
 
 // Vector J of the run in which M planes take turns, once plane S has been added to what the planes before it gave.
 template <int M, int J, int S, class V, int... I>
-TBPTT_INLINE V join_plane(V before, V plane, Lanes<I...>) {
+TBPTT_INLINE V join_plane(V before, V plane, LaneList<I...>) {
     constexpr int L = sizeof...(I);
     return __builtin_shufflevector(before, plane,
                                    ((J * L + I) % M == S ? L + (J * L + I) / M
@@ -81,7 +81,7 @@ TBPTT_INLINE void store_joined(const Vec<T>* planes, T* to) {
 
 // Plane P of M that take turns in a run, once vector S of the run has been added to what the vectors before it gave.
 template <int M, int P, int S, class V, int... I>
-TBPTT_INLINE V part_vector(V before, V vector, Lanes<I...>) {
+TBPTT_INLINE V part_vector(V before, V vector, LaneList<I...>) {
     constexpr int L = sizeof...(I);
     return __builtin_shufflevector(before, vector,
                                    ((I * M + P) / L == S             ? L + (I * M + P) % L

@@ -38,16 +38,8 @@ class WinogradWeights {
         const int64_t columns = smaller<int64_t>(L, c_.columns - column), size = count * 9;
         const T* from = c_.w + group * c_.w_group + d * c_.w_depth + column * c_.w_column;
         if (c_.w_depth == 9) {
-            for (int64_t e = 0; e < size; e += L) {
-                Vec<T> rows[L];
-#pragma GCC unroll 16
-                for (int r = 0; r < L; ++r)
-                    rows[r] = r < columns ? load_partial(from + r * c_.w_column + e, size - e) : Vec<T>{};
-                transpose<T>(rows);
-#pragma GCC unroll 16
-                for (int r = 0; r < L; ++r)
-                    if (r < size - e) store(to + (e + r) * L, rows[r]);
-            }
+            for_columns<T>(from, c_.w_column, size, columns,
+                           [&](int64_t e, Vec<T> values) { store(to + e * L, values); });
             return;
         }
         if (columns < L) fill<T>(to, size * L, 0);

@@ -19,6 +19,8 @@ struct ChannelCuts {
     TBPTT_INLINE bool side_by_side() const { return shape.inner == 1; }
     TBPTT_INLINE int64_t tasks() const { return blocks * groups; }
     TBPTT_INLINE int64_t parts() const { return blocks * shape.channels; }
+    // How far ahead of its sums a worker asks for elements: the same run of the next image, or some rows below.
+    TBPTT_INLINE int64_t ahead() const { return shape.channels * (side_by_side() ? 8 : shape.inner); }
 };
 
 struct ChannelTask {
@@ -51,13 +53,14 @@ TBPTT_INLINE ChannelTask task_of(const ChannelCuts& cuts, int64_t index) {
             {first, smaller(first + cuts.width, cuts.shape.channels)}};
 }
 
-// Calls visit(offset of the first, number) for the runs that hold the elements of the task's only channel.
+// Calls visit(channel, offset of the first, number) for the runs that hold the task's elements, in the order of memory.
 template <class Visit>
 TBPTT_INLINE void for_each_run(const ChannelShape& shape, const ChannelTask& task, Visit visit) {
     for (int64_t i = task.elements.begin; i < task.elements.end;) {
         const int64_t image = i / shape.inner, offset = i % shape.inner;
         const int64_t number = smaller(shape.inner - offset, task.elements.end - i);
-        visit((image * shape.channels + task.channels.begin) * shape.inner + offset, number);
+        for (int64_t c = task.channels.begin; c < task.channels.end; ++c)
+            visit(c, (image * shape.channels + c) * shape.inner + offset, number);
         i += number;
     }
 }
@@ -76,10 +79,10 @@ TBPTT_INLINE void sum_channels(const ChannelCuts& cuts, const ChannelTask& task,
     constexpr int L = lanes<double>;
     const int64_t channels = cuts.shape.channels;
     if (!cuts.side_by_side()) {
-        Sum sums[N];
+        Sum<double> sums[N];
         const auto at = [&](const double* values) { return broadcast(values[task.channels.begin]); };
-        for_each_run(cuts.shape, task, [&](int64_t first, int64_t number) {
-            walk({first, first + number}, [&](int64_t offset, int64_t count, int k) {
+        for_each_run(cuts.shape, task, [&](int64_t, int64_t first, int64_t number) {
+            walk<double>({first, first + number}, [&](int64_t offset, int64_t count, int k) {
                 const Terms<N> found = terms(offset, count, at);
                 for (int s = 0; s < N; ++s) sums[s].part[k] += first_lanes<double>(found.of[s], count);
             });
@@ -113,8 +116,8 @@ TBPTT_INLINE void sum_channels(const ChannelCuts& cuts, const ChannelTask& task,
 template <class T, class Body>
 TBPTT_INLINE void for_each_vector(const ChannelCuts& cuts, const ChannelTask& task, Body body) {
     if (!cuts.side_by_side()) {
-        const auto at = [&](const T* values) { return broadcast(values[task.channels.begin]); };
-        for_each_run(cuts.shape, task, [&](int64_t first, int64_t number) {
+        for_each_run(cuts.shape, task, [&](int64_t channel, int64_t first, int64_t number) {
+            const auto at = [&](const T* values) { return broadcast(values[channel]); };
             cover<T>(number, [&](int64_t i, int64_t count) { body(first + i, count, at); });
         });
         return;
@@ -134,8 +137,12 @@ struct Moments {
 
 template <class T>
 TBPTT_INLINE void find_moments(const ChannelCuts& cuts, const ChannelTask& task, const T* x, const Moments& to) {
+    const int64_t ahead = cuts.ahead();
     double *const mean = to.mean + task.block * cuts.shape.channels, *const squares = to.squares + (mean - to.mean);
-    sum_channels<1>(cuts, task, {mean}, [&](int64_t i, int64_t n, auto) { return Terms<1>{{load_double(x + i, n)}}; });
+    sum_channels<1>(cuts, task, {mean}, [&](int64_t i, int64_t n, auto) {
+        prefetch_far(x + i + ahead);
+        return Terms<1>{{load_double(x + i, n)}};
+    });
     for (int64_t c = task.channels.begin; c < task.channels.end; ++c)
         mean[c] /= static_cast<double>(task.elements.end - task.elements.begin);
     sum_channels<1>(cuts, task, {squares}, [&](int64_t i, int64_t n, auto at) {
@@ -189,6 +196,38 @@ struct ChannelLines {
     }
 };
 
+// Calls sum(task) if there is something to sum up, finish(channel) and write(task) for everything: all of a channel is
+// summed up before it is finished, and all finished that a task needs before it is written. Where there are enough channels
+// for the workers, each goes through its own one by one: what it has summed up is then still in its cache.
+template <class Sum, class Finish, class Write>
+TBPTT_INLINE void go_through(const ChannelCuts& cuts, const Worker& worker, bool summed, Sum sum, Finish finish,
+                             Write write) {
+    const Range mine = split(cuts.tasks(), worker), my_channels = split(cuts.channels, worker);
+    if (summed && !cuts.side_by_side() && (cuts.groups % worker.count == 0 || cuts.groups >= 4 * worker.count)) {
+        for (int64_t c = my_channels.begin; c < my_channels.end; ++c) {
+            for (int64_t b = 0; b < cuts.blocks; ++b) sum(task_of(cuts, b * cuts.groups + c));
+            finish(c);
+            for (int64_t b = 0; b < cuts.blocks; ++b) write(task_of(cuts, b * cuts.groups + c));
+        }
+        return;
+    }
+    if (summed) {
+        for (int64_t i = mine.begin; i < mine.end; ++i) sum(task_of(cuts, i));
+        wait_for_all(worker);
+    }
+    for (int64_t c = my_channels.begin; c < my_channels.end; ++c) finish(c);
+    wait_for_all(worker);
+    const ChannelShape& shape = cuts.shape;
+    const Range planes = split(shape.outer * shape.channels, worker);
+    if (planes.begin == planes.end) return;
+    int64_t image = planes.begin / shape.channels, channel = planes.begin % shape.channels;
+    for (int64_t first = planes.begin; first < planes.end; ++image, channel = 0) {
+        const int64_t end = smaller(shape.channels, channel + planes.end - first);
+        write({0, {image * shape.inner, (image + 1) * shape.inner}, {channel, end}});
+        first += end - channel;
+    }
+}
+
 template <class T>
 void batch_norm_forward(const BatchNormForward<T>& p) {
     const ChannelCuts cuts = cut_channels(p.shape);
@@ -220,17 +259,13 @@ void batch_norm_forward(const BatchNormForward<T>& p) {
                   p.bias ? static_cast<double>(p.bias[c]) : 0.0, 0.0);
     };
     run_parallel(threads_for(cost_of_normalizing * count * static_cast<double>(channels)), [&](const Worker& worker) {
-        const Range mine = split(cuts.tasks(), worker), my_channels = split(channels, worker);
-        if (p.training) {
-            for (int64_t i = mine.begin; i < mine.end; ++i) find_moments(cuts, task_of(cuts, i), p.x, moments);
-            wait_for_all(worker);
-        }
-        for (int64_t c = my_channels.begin; c < my_channels.end; ++c) finish(c);
-        wait_for_all(worker);
-        for (int64_t i = mine.begin; i < mine.end; ++i)
-            for_each_vector<T>(cuts, task_of(cuts, i), [&](int64_t j, int64_t n, auto at) {
-                const Vec<T> centred = load_partial(p.x + j, n) - at(lines.high) - at(lines.low);
-                store_partial(p.y + j, centred * at(lines.scale) + at(lines.shift), n);
+        go_through(
+            cuts, worker, p.training, [&](const ChannelTask& task) { find_moments(cuts, task, p.x, moments); }, finish,
+            [&](const ChannelTask& task) {
+                for_each_vector<T>(cuts, task, [&](int64_t j, int64_t n, auto at) {
+                    const Vec<T> centred = load_partial(p.x + j, n) - at(lines.high) - at(lines.low);
+                    store_partial(p.y + j, centred * at(lines.scale) + at(lines.shift), n);
+                });
             });
     });
 }
@@ -249,9 +284,12 @@ void batch_norm_backward(const BatchNormBackward<T>& p) {
     double *const sums = of_blocks, *const products = of_blocks + parts;
     const ChannelLines<T> lines(memory, cuts);
     for (int64_t c = 0; c < cuts.shape.channels; ++c) mean[c] = p.mean[c % channels];
+    const int64_t ahead = cuts.ahead();
     const auto add_up = [&](const ChannelTask& task) {
         const int64_t first = task.block * cuts.shape.channels;
         sum_channels<2>(cuts, task, {sums + first, products + first}, [&](int64_t i, int64_t n, auto at) {
+            prefetch_far(p.x + i + ahead);
+            prefetch_far(p.grad_y + i + ahead);
             const Vec<double> dy = load_double(p.grad_y + i, n);
             return Terms<2>{{dy, dy * (load_double(p.x + i, n) - at(mean))}};
         });
@@ -269,6 +307,7 @@ void batch_norm_backward(const BatchNormBackward<T>& p) {
                   -scale * p.inv_std[c] * p.inv_std[c] * product / count);
     };
     const auto write = [&](const ChannelTask& task) {
+        if (!p.grad_x) return;
         if (p.training)
             for_each_vector<T>(cuts, task, [&](int64_t j, int64_t n, auto at) {
                 const Vec<T> centred = load_partial(p.x + j, n) - at(lines.high) - at(lines.low);
@@ -280,17 +319,8 @@ void batch_norm_backward(const BatchNormBackward<T>& p) {
                 store_partial(p.grad_x + j, load_partial(p.grad_y + j, n) * at(lines.scale), n);
             });
     };
-    run_parallel(threads_for(cost_of_normalizing * count * static_cast<double>(channels)), [&](const Worker& worker) {
-        const Range mine = split(cuts.tasks(), worker), my_channels = split(channels, worker);
-        if (summed) {
-            for (int64_t i = mine.begin; i < mine.end; ++i) add_up(task_of(cuts, i));
-            wait_for_all(worker);
-        }
-        for (int64_t c = my_channels.begin; c < my_channels.end; ++c) finish(c);
-        if (!p.grad_x) return;
-        wait_for_all(worker);
-        for (int64_t i = mine.begin; i < mine.end; ++i) write(task_of(cuts, i));
-    });
+    run_parallel(threads_for(cost_of_normalizing * count * static_cast<double>(channels)),
+                 [&](const Worker& worker) { go_through(cuts, worker, summed, add_up, finish, write); });
 }
 
 }  // namespace TBPTT_ISA

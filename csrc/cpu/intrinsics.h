@@ -1,6 +1,6 @@
 // What vector extensions do not reach: minimum and maximum in one instruction, the processor's estimate of a reciprocal,
-// products of 32 bits by 32 and, in AVX-512, scaling by a power of two. Each has a portable form, so no kernel asks for the
-// instruction set.
+// products of 32 bits by 32, conversions between float and double in one instruction and, in AVX-512, scaling by a power of
+// two. Each has a portable form, so no kernel asks for the instruction set.
 #pragma once
 
 #include <type_traits>
@@ -128,6 +128,37 @@ TBPTT_INLINE void stream(T* to, Vec<T> value) {
 TBPTT_INLINE void finish_streams() {
 #if defined(__SSE2__)
     _mm_sfence();
+#endif
+}
+
+// As many floats as a vector has doubles. GCC 12 makes three or more instructions of __builtin_convertvector.
+typedef float HalfVec __attribute__((vector_size(TBPTT_VECTOR_BYTES / 2)));
+TBPTT_INLINE Vec<double> widen(HalfVec x) {
+#if defined(__AVX2__)
+    return (Vec<double>)TBPTT_X86(cvtps, pd, x);
+#else
+    return __builtin_convertvector(x, Vec<double>);
+#endif
+}
+// The first `count` floats as doubles, zeros in the other lanes.
+TBPTT_INLINE Vec<double> widen_partial(const float* from, int64_t count) {
+#if defined(__AVX512F__)
+    return widen((HalfVec)_mm256_maskz_loadu_ps(static_cast<__mmask8>(first_lanes<double>(count)), from));
+#elif defined(__AVX2__)
+    typedef std::int32_t Mask __attribute__((vector_size(TBPTT_VECTOR_BYTES / 2)));
+    const Mask mask = Mask{0, 1, 2, 3} < (Mask{} + static_cast<std::int32_t>(smaller<int64_t>(count, 4)));
+    return widen((HalfVec)_mm_maskload_ps(from, (__m128i)mask));
+#else
+    Vec<double> value{};
+    for (int64_t i = 0; i < count && i < lanes<double>; ++i) value[i] = static_cast<double>(from[i]);
+    return value;
+#endif
+}
+TBPTT_INLINE HalfVec narrow(Vec<double> x) {
+#if defined(__AVX2__)
+    return (HalfVec)TBPTT_X86(cvtpd, ps, x);
+#else
+    return __builtin_convertvector(x, HalfVec);
 #endif
 }
 

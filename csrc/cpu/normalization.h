@@ -11,10 +11,10 @@ namespace TBPTT_ISA {
 constexpr double cost_of_normalizing = 16;  // one element, in units of `threads_for`
 constexpr int sums_together = 4;            // vectors that are summed side by side hide the latency of an addition
 
-// A sum over one run of elements: body(index, elements left, which of the sums).
-template <class Body>
+// A sum over one run of elements in vectors of T: body(index, elements, which of the sums).
+template <class T, class Body>
 TBPTT_INLINE void walk(Range run, Body body) {
-    constexpr int L = lanes<double>;
+    constexpr int L = lanes<T>;
     int64_t i = run.begin;
     for (; i + sums_together * L <= run.end; i += sums_together * L) {
 #pragma GCC unroll 4
@@ -34,9 +34,12 @@ TBPTT_INLINE void cover(int64_t count, Body body) {
     if (i < count) body(count - L, L);
 }
 
+template <class T>
 struct Sum {
-    Vec<double> part[sums_together]{};
-    TBPTT_INLINE double total() const { return sum_lanes<double>((part[0] + part[1]) + (part[2] + part[3])); }
+    Vec<T> part[sums_together]{};
+    TBPTT_INLINE double total() const {
+        return static_cast<double>(sum_lanes<T>((part[0] + part[1]) + (part[2] + part[3])));
+    }
 };
 
 // Weights, where there are some: lanes beyond `count` are never stored.

@@ -1,7 +1,7 @@
 // Sums over lanes, and loads and stores that widen to double, for sums over many elements.
 #pragma once
 
-#include "vec.h"
+#include "intrinsics.h"
 
 namespace tbptt {
 namespace TBPTT_ISA {
@@ -20,32 +20,31 @@ TBPTT_INLINE T sum_lanes(Vec<T> value) {
 // Zeros from lane `count` on.
 template <class T>
 TBPTT_INLINE Vec<T> first_lanes(Vec<T> value, int64_t count) {
-    for (int64_t i = count; i < lanes<T>; ++i) value[i] = 0;
-    return value;
+    VecBits<T> index{};
+    for (int i = 0; i < lanes<T>; ++i) index[i] = static_cast<decltype(index[0] + 0)>(i);
+    const auto end = static_cast<decltype(index[0] + 0)>(smaller<int64_t>(count, lanes<T>));
+    return (Vec<T>)((VecBits<T>)value & (index < VecBits<T>{} + end));
 }
 
-typedef float HalfVec __attribute__((vector_size(TBPTT_VECTOR_BYTES / 2)));
 typedef float UnalignedHalfVec __attribute__((vector_size(TBPTT_VECTOR_BYTES / 2), aligned(4), may_alias));
 
 TBPTT_INLINE Vec<double> load_double(const double* from) { return load(from); }
 
 TBPTT_INLINE Vec<double> load_double(const float* from) {
-    return __builtin_convertvector(*reinterpret_cast<const UnalignedHalfVec*>(from), Vec<double>);
+    return widen(*reinterpret_cast<const UnalignedHalfVec*>(from));
 }
 
 TBPTT_INLINE void store_double(double* to, Vec<double> value) { store(to, value); }
 
 TBPTT_INLINE void store_double(float* to, Vec<double> value) {
-    *reinterpret_cast<UnalignedHalfVec*>(to) = __builtin_convertvector(value, HalfVec);
+    *reinterpret_cast<UnalignedHalfVec*>(to) = narrow(value);
 }
 
 // The first `count` lanes; the others are zero (load) or untouched (store).
-template <class T>
-TBPTT_INLINE Vec<double> load_double(const T* from, int64_t count) {
-    if (count >= lanes<double>) return load_double(from);
-    Vec<double> value{};
-    for (int64_t i = 0; i < count; ++i) value[i] = static_cast<double>(from[i]);
-    return value;
+TBPTT_INLINE Vec<double> load_double(const double* from, int64_t count) { return load_partial(from, count); }
+
+TBPTT_INLINE Vec<double> load_double(const float* from, int64_t count) {
+    return count >= lanes<double> ? load_double(from) : widen_partial(from, count);
 }
 
 template <class T>

@@ -159,7 +159,10 @@ TBPTT_INLINE void prefetch(const T* from) {
 }
 
 // Asks for a cache line in the second-level cache only.
-TBPTT_INLINE void prefetch_far(const char* from) { __builtin_prefetch(from, 0, 2); }
+TBPTT_INLINE void prefetch_far(const void* from) { __builtin_prefetch(from, 0, 2); }
+
+// Asks for a cache line that will be written to.
+TBPTT_INLINE void prefetch_to_write(const void* to) { __builtin_prefetch(to, 1); }
 
 template <class T>
 TBPTT_INLINE int64_t smaller(T a, T b) {

@@ -60,19 +60,27 @@ class CorrelationLast {
             for (int64_t v = 0; v < layout_.vectors; ++v, to += lanes<T>) {
                 const int64_t column = p * width + v * lanes<T>, count = c_.columns - column;
                 const T* from = c_.w + group * c_.w_group + (count > 0 ? column : 0) * c_.w_column;
-                for_columns<T>(from, c_.w_column, layout_.depth, count, [&](int64_t k, Vec<T> values) {
-                    store(to + (k % c_.tap_count * c_.depth + k / c_.tap_count) * width, values);
+                int64_t d = 0, t = 0;
+                for_columns<T>(from, c_.w_column, layout_.depth, count, [&](int64_t, Vec<T> values) {
+                    store(to + (t * c_.depth + d) * width, values);
+                    if (++t < c_.tap_count) return;
+                    t = 0, ++d;
                 });
             }
             return;
         }
-        for (int64_t lane = 0; lane < width; ++lane, ++to) {
-            const int64_t column = p * width + lane;
-            const T* from = c_.w + group * c_.w_group + column * c_.w_column;
-            for (int64_t d = 0; d < c_.depth; ++d, from += c_.w_depth)
-                for (int64_t t = 0; t < c_.tap_count; ++t)
-                    to[(t * c_.depth + d) * width] = column < c_.columns ? from[c_.taps[t].element] : T(0);
-        }
+        // Else the columns of one depth are neighbours.
+        const int64_t column = p * width, count = smaller(width, c_.columns - column);
+        const T* from = c_.w + group * c_.w_group + column * c_.w_column;
+        for (int64_t d = 0; d < c_.depth; ++d, from += c_.w_depth)
+            for (int64_t t = 0; t < c_.tap_count; ++t) {
+                const T* element = from + c_.taps[t].element;
+                T* row = to + (t * c_.depth + d) * width;
+                if (c_.w_column == 1)
+                    for (int64_t j = 0; j < width; j += lanes<T>) store(row + j, load_partial(element + j, count - j));
+                else
+                    for (int64_t j = 0; j < width; ++j) row[j] = j < count ? element[j * c_.w_column] : T(0);
+            }
     }
 
     void multiply(const Worker& worker, int64_t group, int64_t index) {

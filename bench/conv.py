@@ -1,17 +1,18 @@
-"""Convolutions against PyTorch's, in both layouts: the shapes of small networks, the layers of
-ResNet-50 and MobileNet-V1."""
+"""Convolutions against PyTorch's, in both layouts, and the training step of a small network."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 import tbptt_fast
+from tbptt_fast import _native
 from tbptt_fast import reference_convolution as reference
 
+from . import small_network
+from .conv_shapes import GROUPS, SMALL, Convolution
 from .options import Options, on_threads, progress
 from .problem import Array
 from .report import Section, milliseconds, percent, times
@@ -20,117 +21,7 @@ from .timing import LocalSide, Side, Spread, Timing
 WHOLE = "forward+backward"
 PARTS = ("forward", "backward data", "backward weights")
 LAYOUTS = ("NCHW", "NHWC")
-
-
-@dataclass(frozen=True)
-class Convolution:
-    """N images of C channels, K kernels of R·R, padded so that stride 1 keeps the size."""
-
-    batch: int
-    inputs: int
-    size: int
-    outputs: int
-    kernel: int
-    stride: int = 1
-    groups: int = 1
-    layout: str = "NCHW"
-
-    @property
-    def name(self) -> str:
-        shape = f"{self.batch}, {self.inputs}, {self.size}², {self.outputs}, {self.kernel}"
-        return shape + f"/{self.stride}" + (f", {self.groups} groups" if self.groups > 1 else "")
-
-    @property
-    def options(self) -> dict[str, Any]:
-        return {"stride": self.stride, "padding": self.kernel // 2, "groups": self.groups}
-
-    @property
-    def flops(self) -> float:
-        """Of one of the three parts."""
-        pixels = self.batch * self.out_size**2
-        return 2.0 * pixels * self.outputs * (self.inputs // self.groups) * self.kernel**2
-
-    @property
-    def out_size(self) -> int:
-        return (self.size + 2 * (self.kernel // 2) - self.kernel) // self.stride + 1
-
-    @cached_property
-    def arrays(self) -> dict[str, Array]:
-        """x, w, b and the gradient by the output; images in the layout of the call."""
-        rng = np.random.default_rng(1)
-        depth = self.inputs // self.groups
-        images, results = (
-            (self.batch, channels, size, size)
-            for channels, size in ((self.inputs, self.size), (self.outputs, self.out_size))
-        )
-        made = {
-            "x": rng.standard_normal(images, np.float32),
-            "w": rng.standard_normal((self.outputs, depth, self.kernel, self.kernel), np.float32),
-            "b": rng.standard_normal(self.outputs, np.float32),
-            "grad": rng.standard_normal(results, np.float32),
-        }
-        made["w"] *= (depth * self.kernel**2) ** -0.5
-        if self.layout == "NHWC":
-            for name in ("x", "grad"):
-                made[name] = np.ascontiguousarray(np.moveaxis(made[name], 1, -1))
-        return made
-
-
-SMALL = [
-    Convolution(32, 1, 28, 32, 3),
-    Convolution(32, 32, 14, 64, 3),
-    Convolution(1, 32, 8, 32, 3),
-]
-LARGE = [
-    Convolution(16, 3, 224, 64, 7, 2),
-    Convolution(16, 64, 56, 64, 3),
-    Convolution(16, 64, 56, 256, 1),
-    Convolution(16, 128, 28, 128, 3),
-    Convolution(16, 256, 14, 256, 3),
-    Convolution(16, 512, 7, 512, 3),
-    Convolution(16, 128, 28, 128, 3, 1, 128),
-    Convolution(16, 128, 56, 128, 3, 2),
-]
-RESNET = [
-    Convolution(16, 64, 56, 64, 1),
-    Convolution(16, 256, 56, 64, 1),
-    Convolution(16, 256, 56, 128, 1),
-    Convolution(16, 256, 56, 512, 1, 2),
-    Convolution(16, 128, 28, 512, 1),
-    Convolution(16, 512, 28, 128, 1),
-    Convolution(16, 512, 28, 256, 1),
-    Convolution(16, 512, 28, 1024, 1, 2),
-    Convolution(16, 256, 28, 256, 3, 2),
-    Convolution(16, 256, 14, 1024, 1),
-    Convolution(16, 1024, 14, 256, 1),
-    Convolution(16, 1024, 14, 512, 1),
-    Convolution(16, 1024, 14, 2048, 1, 2),
-    Convolution(16, 512, 14, 512, 3, 2),
-    Convolution(16, 512, 7, 2048, 1),
-    Convolution(16, 2048, 7, 512, 1),
-]
-MOBILENET = [
-    Convolution(16, 3, 224, 32, 3, 2),
-    Convolution(16, 32, 112, 32, 3, 1, 32),
-    Convolution(16, 32, 112, 64, 1),
-    Convolution(16, 64, 112, 64, 3, 2, 64),
-    Convolution(16, 64, 56, 128, 1),
-    Convolution(16, 128, 56, 128, 3, 1, 128),
-    Convolution(16, 128, 56, 128, 1),
-    Convolution(16, 128, 56, 128, 3, 2, 128),
-    Convolution(16, 128, 28, 256, 1),
-    Convolution(16, 256, 28, 256, 3, 1, 256),
-    Convolution(16, 256, 28, 256, 1),
-    Convolution(16, 256, 28, 256, 3, 2, 256),
-    Convolution(16, 256, 14, 512, 1),
-    Convolution(16, 512, 14, 512, 3, 1, 512),
-    Convolution(16, 512, 14, 512, 1),
-    Convolution(16, 512, 14, 512, 3, 2, 512),
-    Convolution(16, 512, 7, 1024, 1),
-    Convolution(16, 1024, 7, 1024, 3, 1, 1024),
-    Convolution(16, 1024, 7, 1024, 1),
-]
-GROUPS = {"Common shapes": SMALL + LARGE, "ResNet-50": RESNET, "MobileNet-V1": MOBILENET}
+EXTRA_BYTES = 2 << 20  # of a call, per thread, beside the packed weights
 
 
 def run(options: Options) -> list[Section]:
@@ -146,11 +37,14 @@ def run(options: Options) -> list[Section]:
                 "layout",
                 "threads",
                 *(f"{part} ms" for part in PARTS),
+                "extra MiB",
                 "all ms",
                 "PyTorch ms",
                 "vs PyTorch",
             ],
-            note="In brackets our share of the FMA peak. PyTorch runs forward and autograd.",
+            note="In brackets the share of the FMA peak that the direct way would need for this "
+            "time: Winograd's may exceed 100 %. Extra memory: the most of the three calls, beside "
+            "packed weights. PyTorch runs forward and autograd.",
         )
         for threads in options.threads:
             best: list[float] = []
@@ -167,7 +61,7 @@ def run(options: Options) -> list[Section]:
                 summary.rows.append(row)
                 summary.records.append({"shapes": title, "threads": threads, "ratios": best})
         sections.append(section)
-    return [*sections, *([summary] if summary.rows else [])]
+    return [*sections, *([summary] if summary.rows else []), small_network.run(options)]
 
 
 def summary_section() -> Section:
@@ -183,7 +77,8 @@ def measure(
 ) -> tuple[float, float]:
     """Adds a row; returns PyTorch's seconds and how many times as fast ours is."""
     tbptt_fast.set_num_threads(threads)
-    verify(replace(problem, batch=1))
+    verify(problem)
+    extra = check_memory(problem, threads)
     sides: list[Side] = [our_side(problem)]
     if "torch" in options.peers:
         sides.append(torch_side(problem, threads))
@@ -201,6 +96,7 @@ def measure(
             problem.layout,
             str(threads),
             *(cell(parts[part], problem.flops) for part in PARTS),
+            f"{extra / 2**20:.1f}",
             cell(whole, 3 * problem.flops),
             milliseconds(theirs) if ratio else "—",
             times(ratio),
@@ -214,6 +110,7 @@ def measure(
             "seconds": {name: timing.seconds for name, timing in {**parts, WHOLE: whole}.items()},
             "peaks": whole.peaks,
             "ratio": ratio,
+            "extra_bytes": extra,
         }
     )
     progress(
@@ -223,8 +120,10 @@ def measure(
     return theirs, ratio.median if ratio else 0.0
 
 
-def our_side(problem: Convolution) -> LocalSide:
-    arrays, options = problem.arrays, {**problem.options, "layout": problem.layout}
+def our_side(problem: Convolution, arrays: dict[str, Array] | None = None) -> LocalSide:
+    """On the problem's arrays or on others of the same shapes."""
+    arrays = arrays or problem.arrays
+    options = {**problem.options, "layout": problem.layout, "algo": problem.algo}
     x, w, b, grad = (arrays[name] for name in ("x", "w", "b", "grad"))
 
     def forward() -> Array:
@@ -274,13 +173,51 @@ def torch_side(problem: Convolution, threads: int) -> LocalSide:
     return LocalSide("torch", dict, {WHOLE: everything}, clear)
 
 
+def check_memory(problem: Convolution, threads: int) -> int:
+    """The most that one of the calls takes beside its arrays and packed weights; within bounds."""
+    arrays, packed = problem.arrays, tbptt_fast.pack_conv2d(problem.arrays["w"])
+    options = {**problem.options, "layout": problem.layout, "algo": problem.algo}
+    x, w, b, grad = (arrays[name] for name in ("x", "w", "b", "grad"))
+
+    def forward(w: Any) -> Any:
+        return tbptt_fast.conv2d(x, w, b, **options)
+
+    def backward(w: Any, *needs: Any) -> Any:
+        return tbptt_fast.conv2d_backward(grad, x, w, **options, needs=needs)
+
+    def weights_kept(call: Any) -> int:
+        """Bytes of packed weights, or of a copy of them, that such a call needs."""
+        before = _native.memory_in_use()
+        call(packed)
+        return max(_native.memory_in_use() - before, arrays["w"].nbytes)
+
+    most = 0
+    calls: list[tuple[Any, int]] = [
+        (lambda: forward(w), weights_kept(forward)),
+        (lambda: backward(w, "x"), weights_kept(lambda w: backward(w, "x"))),
+        (lambda: backward(w, "w", "b"), arrays["w"].nbytes),  # their gradient's sums
+    ]
+    for call, kept in calls:
+        _native.reset_memory_peak()
+        result = call()
+        most = max(most, _native.memory_peak() - _native.memory_in_use() - kept)
+        del result
+    if most > EXTRA_BYTES * threads:
+        raise AssertionError(f"conv {problem}: {most / 2**20:.1f} MiB of extra memory")
+    return most
+
+
 def verify(problem: Convolution) -> None:
-    """Raise unless ours equals the float64 oracle, on one image."""
-    arrays = problem.arrays
+    """Raise unless ours equals the float64 oracle, on the first image.
+
+    The gradient of all others is zero, so that those by the weights and the bias are its alone.
+    """
+    arrays = {name: array.copy() for name, array in problem.arrays.items()}
+    arrays["grad"][1:] = 0
     last = problem.layout == "NHWC"
 
     def first(array: Array) -> Array:
-        return np.moveaxis(array, -1, 1) if last and array.ndim == 4 else array
+        return np.moveaxis(array[:1], -1, 1) if last else array[:1]
 
     x, grad = first(arrays["x"]), first(arrays["grad"])
     size = (problem.kernel // 2,) * 2
@@ -290,7 +227,7 @@ def verify(problem: Convolution) -> None:
         "dilation": (1, 1),
         "groups": problem.groups,
     }
-    found = our_side(problem).result()
+    found = our_side(problem, arrays).result()
     expected = dict(
         zip("xwb", reference.conv_backward(grad, x, arrays["w"], **options), strict=True),
         y=reference.conv(x, arrays["w"], arrays["b"], **options),

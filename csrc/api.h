@@ -16,6 +16,10 @@ namespace tbptt {
 enum class Cell { rnn_tanh, rnn_relu, gru, lstm };
 enum class Activation { none, relu, tanh, sigmoid };
 
+// How a convolution is computed. `automatic` is direct, or in float32 Winograd's filtering where that is faster; `winograd`
+// takes the faster of its two tiles.
+enum class Algorithm { automatic, direct, winograd, winograd_2x2, winograd_4x4 };
+
 struct RecurrentShape {
     Cell cell;
     std::int64_t steps, batch, inputs, hidden;  // T, B, I, H; T, B, H >= 1
@@ -105,15 +109,20 @@ struct ConvolutionShape {
     std::int64_t kernel_height, kernel_width, stride_y, stride_x, dilation_y, dilation_x, pad_top, pad_left;
     bool channels_last;  // images are [N, Y, X, channels], else [N, channels, Y, X]
     bool transposed;
+    Algorithm algorithm;  // of Winograd's only with kernels of 3×3, without stride and dilation
 };
 
-// x are input images and y output images; transposed, x are output images and y input images.
+class PackedWeights;  // packed_weights.h
+
+// x are input images and y output images; transposed, x are output images and y input images. `packed`, forms of w that
+// other calls may have left, or null.
 template <class T>
 struct ConvolutionForward {
     ConvolutionShape shape;
     Activation activation;
     const T* x;
     const T* w;  // [O, I/groups, kernel_height, kernel_width]
+    PackedWeights* packed;
     const T* b;  // [channels of y] or null
     T* y;        // out =
 };
@@ -125,6 +134,7 @@ struct ConvolutionBackward {
     const T* grad_y;  // like y
     const T* x;
     const T* w;  // [O, I/groups, kernel_height, kernel_width]
+    PackedWeights* packed;
     const T* y;  // null without activation
     T* grad_x;   // out = like x, or null
     T* grad_w;   // out = [O, I/groups, kernel_height, kernel_width] or null

@@ -50,7 +50,12 @@ std::size_t size_class(std::size_t bytes) {
 struct Cache {
     std::mutex mutex;
     std::map<std::size_t, std::vector<void*>> blocks;
-    std::size_t cached = 0, in_use = 0;
+    std::size_t cached = 0, in_use = 0, peak = 0;
+
+    void use(std::size_t bytes) {
+        in_use += bytes;
+        if (in_use > peak) peak = in_use;
+    }
 };
 
 Cache& cache() {
@@ -91,7 +96,7 @@ void* allocate(std::size_t bytes) {
             void* block = found->second.back();
             found->second.pop_back();
             all.cached -= capacity;
-            all.in_use += capacity;
+            all.use(capacity);
             return block;
         }
     }
@@ -103,7 +108,7 @@ void* allocate(std::size_t bytes) {
         block = fresh(capacity);
     }
     std::lock_guard<std::mutex> lock(all.mutex);
-    all.in_use += capacity;
+    all.use(capacity);
     return block;
 }
 
@@ -129,7 +134,13 @@ void release(void* block) noexcept {
 MemoryStats memory_stats() {
     Cache& all = cache();
     std::lock_guard<std::mutex> lock(all.mutex);
-    return {all.in_use, all.cached};
+    return {all.in_use, all.cached, all.peak};
+}
+
+void reset_memory_peak() {
+    Cache& all = cache();
+    std::lock_guard<std::mutex> lock(all.mutex);
+    all.peak = all.in_use;
 }
 
 void empty_cache() {

@@ -14,8 +14,10 @@ void release(void* block) noexcept;
 struct MemoryStats {
     std::size_t in_use;  // bytes handed out
     std::size_t cached;  // bytes kept for reuse
+    std::size_t peak;    // the most that was handed out at a time since `reset_memory_peak`
 };
 MemoryStats memory_stats();
+void reset_memory_peak();
 
 // Gives every cached block back to the system.
 void empty_cache();

@@ -41,7 +41,7 @@ def options_of(case: Case, arrays: list[Any], last: bool) -> dict[str, Any]:
 
 def run(case: Case, arrays: list[Any], last: bool, activation: Any = None) -> dict[str, Any]:
     x, w, b, grad = arrays
-    options = {**options_of(case, arrays, last), "activation": activation}
+    options = {**options_of(case, arrays, last), "activation": activation, "algo": "direct"}
     y = tbptt_fast.conv_transpose2d(moved(x, last), w, b, **options)
     grads = tbptt_fast.conv_transpose2d_backward(
         moved(grad, last), moved(x, last), w, y=y, **options

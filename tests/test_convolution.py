@@ -71,7 +71,7 @@ def same(n: int) -> tuple[int, int]:
 
 
 ONE_SIDED = ((2, 0), (0, 3))
-CASES = (
+CASES: tuple[Case, ...] = (
     Case(1, 1, 1, (1, 1), (1, 1)),
     Case(2, 3, 5, (7, 7), (1, 1)),
     Case(1, 2, 17, (15, 16), (3, 3), padding=(same(1), same(1))),
@@ -97,6 +97,24 @@ CASES = (
     Case(2, 1, 1, (16,), (3,), (1,), ((4, 0),), (2,), groups=17),
 )
 
+# Few input channels: one to fifteen have kernels of their own, which cut wide and high images.
+SHALLOW = (
+    Case(3, 1, 33, (28, 28), (3, 3), padding=(same(1), same(1))),
+    Case(2, 1, 32, (17, 16), (5, 2), stride=(1, 3), padding=ONE_SIDED),
+    Case(1, 2, 16, (15, 31), (6, 7), stride=(3, 1), padding=(same(2), same(3)), dilation=(1, 2)),
+    Case(2, 3, 64, (32, 32), (3, 3), padding=(same(1), same(1))),
+    Case(1, 3, 17, (33, 31), (1, 1), stride=(3, 3)),
+    Case(1, 3, 20, (70, 40), (3, 3), stride=(2, 2), padding=(same(1), same(1))),
+    Case(1, 3, 5, (40, 41), (2, 2), stride=(9, 9)),
+    Case(2, 4, 31, (16, 33), (4, 4), stride=(2, 2), padding=(same(1), same(1))),
+    Case(1, 5, 48, (9, 700), (3, 5), stride=(1, 2), padding=ONE_SIDED, dilation=(1, 2)),
+    Case(9, 15, 15, (7, 15), (3, 3), stride=(1, 2), padding=(same(0), same(1))),
+    Case(1, 1, 4, (1500,), (5,), (1,), (same(2),), (1,)),
+    Case(2, 4, 35, (2100,), (3,), (2,), ((2, 0),), (1,)),
+    Case(1, 13, 3, (33,), (7,), (3,), (same(9),), (3,)),
+)
+CASES += SHALLOW
+
 cases = pytest.mark.parametrize("case", CASES, ids=str)
 dtypes = pytest.mark.parametrize("dtype", DTYPES)
 layouts = pytest.mark.parametrize("last", [False, True], ids=["channels first", "channels last"])
@@ -112,11 +130,17 @@ def moved(array: Any, last: bool) -> Any:
     return np.moveaxis(array, 1, -1) if last else array
 
 
-def run(case: Case, arrays: list[Any], last: bool, activation: Any = None) -> dict[str, Any]:
-    """The output and all gradients, in the layout of the call."""
+def run(
+    case: Case, arrays: list[Any], last: bool, activation: Any = None, **more: Any
+) -> dict[str, Any]:
+    """The output and all gradients, in the layout of the call.
+
+    The direct way, if nothing else is asked for: test_winograd.py has the other's bounds.
+    """
     x, w, b, grad = arrays
     name = f"conv{len(case.size)}d"
     options = {**case.options, "activation": activation, "layout": layout_of(case, last)}
+    options |= ({"algo": "direct"} if len(case.size) == 2 else {}) | more
     y = getattr(tbptt_fast, name)(moved(x, last), w, b, **options)
     backward = getattr(tbptt_fast, f"{name}_backward")
     grads = backward(moved(grad, last), moved(x, last), w, y=y, **options)
@@ -351,6 +375,11 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"padding": 2**62}, ValueError, "padding: expected stride, dilation and padding below"),
     ({"layout": "NCL"}, ValueError, "layout: expected 'NCHW' or 'NHWC'"),
     ({"activation": "gelu"}, ValueError, "activation: expected"),
+    ({"algo": "fft"}, ValueError, "algo: expected 'auto', 'direct', 'winograd'"),
+    ({"algo": None}, TypeError, "algo: expected a string"),
+    ({"algo": "winograd", "stride": 2}, ValueError, r"algo: expected a kernel of \(3, 3\)"),
+    ({"algo": "winograd_4x4", "dilation": (1, 2)}, ValueError, "algo: .*got .*dilation"),
+    ({"algo": "winograd_2x2", "w": W[:, :, :2]}, ValueError, r"algo: .*got kernel \(2, 3\)"),
 ]
 
 

@@ -151,7 +151,7 @@ def expand(path: str) -> Iterator[str]:
 
 def test_paths_in_contributing_exist() -> None:
     found = re.findall(
-        r"(?<![\w/])(?:csrc|python|tests|bench)/[\w./*{},-]*", document("CONTRIBUTING.md")
+        r"(?<![\w/])(?:csrc|python|tests|bench|examples)/[\w./*{},-]*", document("CONTRIBUTING.md")
     )
     paths = {path for one in found for path in expand(one.rstrip(".,/"))}
     assert len(paths) > 20

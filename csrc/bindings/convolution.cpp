@@ -1,21 +1,58 @@
 // Convolutions in one and two dimensions, and the transposed one.
+#include <memory>
+
 #include "../dispatch.h"
+#include "../packed_weights.h"
 #include "convolution_options.h"
 
 namespace tbptt::python {
 
 namespace {
 
+// Weights given once for many calls: a copy that nobody changes, and the forms that kernels made of it.
+class PackedConv2d {
+   public:
+    explicit PackedConv2d(py::array w)
+        : w_(std::move(w)), forms_(make_packed_weights(), [](PackedWeights* forms) { destroy_packed_weights(forms); }) {
+        w_.attr("flags").attr("writeable") = false;
+    }
+    const py::array& w() const { return w_; }
+    PackedWeights* forms() const { return forms_.get(); }
+
+   private:
+    py::array w_;
+    std::shared_ptr<PackedWeights> forms_;
+};
+
+struct Weights {
+    py::array array;
+    PackedWeights* forms;  // or null
+};
+
+Weights to_weights(py::handle given, const Argument& argument) {
+    if (!py::isinstance<PackedConv2d>(given)) return {to_array(given, argument), nullptr};
+    const PackedConv2d& packed = given.cast<const PackedConv2d&>();
+    return {packed.w(), packed.forms()};
+}
+
+PackedConv2d pack(py::handle given) {
+    const Argument argument{"pack_conv2d", "w"};
+    const py::array w = to_array(given, argument);
+    check_rank(w, 4, argument);
+    float_dtype(w, argument);
+    return PackedConv2d(w.attr("copy")("C"));
+}
+
 template <class T>
-py::array forward(const char* op, const Convolution& c, const py::array& x_given, const py::array& w_given,
+py::array forward(const char* op, const Convolution& c, const py::array& x_given, const Weights& weights,
                   py::handle b_given, Activation activation) {
     const Input<T> x = input_of_extents<T>(x_given, c.x, {op, "x"});
-    const Input<T> w = input_of_extents<T>(w_given, c.w, {op, "w"});
+    const Input<T> w = input_of_extents<T>(weights.array, c.w, {op, "w"});
     const Input<T> b = optional_input<T>(b_given, {c.out_channels}, {op, "b"});
     const Output<T> y({element_count(c.y)});
     {
         const py::gil_scoped_release unlocked;
-        kernels<T>().convolution_forward({c.shape, activation, x.data, w.data, b.data, y.data});
+        kernels<T>().convolution_forward({c.shape, activation, x.data, w.data, weights.forms, b.data, y.data});
     }
     return reshaped(y.array, c.y);
 }
@@ -31,16 +68,16 @@ Input<T> read_output(const char* op, const Convolution& c, py::handle given, Act
 
 template <class T>
 py::tuple backward(const char* op, const Convolution& c, py::handle grad_given, const py::array& x_given,
-                   const py::array& w_given, py::handle y_given, Activation activation, Needs needs) {
+                   const Weights& weights, py::handle y_given, Activation activation, Needs needs) {
     const Input<T> grad_y = input_of_extents<T>(grad_given, c.y, {op, "grad_out"});
     const Input<T> x = input_of_extents<T>(x_given, c.x, {op, "x"});
-    const Input<T> w = input_of_extents<T>(w_given, c.w, {op, "w"});
+    const Input<T> w = input_of_extents<T>(weights.array, c.w, {op, "w"});
     const Input<T> y = read_output<T>(op, c, y_given, activation);
     const Output<T> grad_x({needs.x ? element_count(c.x) : 0}), grad_w({needs.w ? element_count(c.w) : 0}),
         grad_b({needs.b ? c.out_channels : 0});
     {
         const py::gil_scoped_release unlocked;
-        kernels<T>().convolution_backward({c.shape, activation, grad_y.data, x.data, w.data, y.data,
+        kernels<T>().convolution_backward({c.shape, activation, grad_y.data, x.data, w.data, weights.forms, y.data,
                                            needs.x ? grad_x.data : nullptr, needs.w ? grad_w.data : nullptr,
                                            needs.b ? grad_b.data : nullptr});
     }
@@ -50,58 +87,83 @@ py::tuple backward(const char* op, const Convolution& c, py::handle grad_given, 
 
 py::array call_forward(const ConvolutionOp& op, py::handle x_given, py::handle w_given, py::handle b,
                        const ConvolutionOptions& options, py::handle activation) {
-    const py::array x = to_array(x_given, {op.name, "x"}), w = to_array(w_given, {op.name, "w"});
+    const py::array x = to_array(x_given, {op.name, "x"});
+    const Weights w = to_weights(w_given, {op.name, "w"});
     const DType dtype = float_dtype(x, {op.name, "x"});
-    const Convolution c = read_convolution(op, x, w, options);
+    const Convolution c = read_convolution(op, x, w.array, options);
     const Activation function = read_activation(activation, op.name);
     return with_dtype(dtype, [&](auto zero) { return forward<decltype(zero)>(op.name, c, x, w, b, function); });
 }
 
 py::tuple call_backward(const ConvolutionOp& op, py::handle grad_out, py::handle x_given, py::handle w_given,
                         py::handle y, const ConvolutionOptions& options, py::handle activation, py::handle needs) {
-    const py::array x = to_array(x_given, {op.name, "x"}), w = to_array(w_given, {op.name, "w"});
+    const py::array x = to_array(x_given, {op.name, "x"});
+    const Weights w = to_weights(w_given, {op.name, "w"});
     const DType dtype = float_dtype(x, {op.name, "x"});
-    const Convolution c = read_convolution(op, x, w, options);
+    const Convolution c = read_convolution(op, x, w.array, options);
     const Activation function = read_activation(activation, op.name);
     const Needs wanted = read_needs(needs, op.name);
     return with_dtype(
         dtype, [&](auto zero) { return backward<decltype(zero)>(op.name, c, grad_out, x, w, y, function, wanted); });
 }
 
-void define(py::module_& module, const char* name, const char* name_backward, int rank) {
-    module.def(name, [=](py::handle x, py::handle w, py::handle b, py::handle stride, py::handle padding,
-                         py::handle dilation, py::handle groups, py::handle activation, py::handle layout) {
-        return call_forward({name, rank, false}, x, w, b, {stride, padding, {}, dilation, groups, layout}, activation);
+void define_1d(py::module_& module) {
+    module.def("conv1d", [](py::handle x, py::handle w, py::handle b, py::handle stride, py::handle padding,
+                            py::handle dilation, py::handle groups, py::handle activation, py::handle layout) {
+        return call_forward({"conv1d", 1, false}, x, w, b, {stride, padding, {}, dilation, groups, layout, {}},
+                            activation);
     });
-    module.def(name_backward,
-               [=](py::handle grad_out, py::handle x, py::handle w, py::handle y, py::handle stride, py::handle padding,
-                   py::handle dilation, py::handle groups, py::handle activation, py::handle layout, py::handle needs) {
-                   return call_backward({name_backward, rank, false}, grad_out, x, w, y,
-                                        {stride, padding, {}, dilation, groups, layout}, activation, needs);
+    module.def("conv1d_backward",
+               [](py::handle grad_out, py::handle x, py::handle w, py::handle y, py::handle stride, py::handle padding,
+                  py::handle dilation, py::handle groups, py::handle activation, py::handle layout, py::handle needs) {
+                   return call_backward({"conv1d_backward", 1, false}, grad_out, x, w, y,
+                                        {stride, padding, {}, dilation, groups, layout, {}}, activation, needs);
                });
+}
+
+void define_2d(py::module_& module) {
+    module.def("conv2d",
+               [](py::handle x, py::handle w, py::handle b, py::handle stride, py::handle padding, py::handle dilation,
+                  py::handle groups, py::handle activation, py::handle layout, py::handle algo) {
+                   return call_forward({"conv2d", 2, false}, x, w, b,
+                                       {stride, padding, {}, dilation, groups, layout, algo}, activation);
+               });
+    module.def("conv2d_backward", [](py::handle grad_out, py::handle x, py::handle w, py::handle y, py::handle stride,
+                                     py::handle padding, py::handle dilation, py::handle groups, py::handle activation,
+                                     py::handle layout, py::handle algo, py::handle needs) {
+        return call_backward({"conv2d_backward", 2, false}, grad_out, x, w, y,
+                             {stride, padding, {}, dilation, groups, layout, algo}, activation, needs);
+    });
 }
 
 void define_transposed(py::module_& module) {
     module.def("conv_transpose2d", [](py::handle x, py::handle w, py::handle b, py::handle stride, py::handle padding,
                                       py::handle output_padding, py::handle dilation, py::handle groups,
-                                      py::handle activation, py::handle layout) {
+                                      py::handle activation, py::handle layout, py::handle algo) {
         return call_forward({"conv_transpose2d", 2, true}, x, w, b,
-                            {stride, padding, output_padding, dilation, groups, layout}, activation);
+                            {stride, padding, output_padding, dilation, groups, layout, algo}, activation);
     });
-    module.def("conv_transpose2d_backward",
-               [](py::handle grad_out, py::handle x, py::handle w, py::handle y, py::handle stride, py::handle padding,
-                  py::handle output_padding, py::handle dilation, py::handle groups, py::handle activation,
-                  py::handle layout, py::handle needs) {
-                   return call_backward({"conv_transpose2d_backward", 2, true}, grad_out, x, w, y,
-                                        {stride, padding, output_padding, dilation, groups, layout}, activation, needs);
-               });
+    module.def("conv_transpose2d_backward", [](py::handle grad_out, py::handle x, py::handle w, py::handle y,
+                                               py::handle stride, py::handle padding, py::handle output_padding,
+                                               py::handle dilation, py::handle groups, py::handle activation,
+                                               py::handle layout, py::handle algo, py::handle needs) {
+        return call_backward({"conv_transpose2d_backward", 2, true}, grad_out, x, w, y,
+                             {stride, padding, output_padding, dilation, groups, layout, algo}, activation, needs);
+    });
 }
 
 }  // namespace
 
 void register_convolution(py::module_& module) {
-    define(module, "conv1d", "conv1d_backward", 1);
-    define(module, "conv2d", "conv2d_backward", 2);
+    py::class_<PackedConv2d>(module, "PackedConv2d",
+                             "Weights of images' convolutions, kept in the forms that kernels take.")
+        .def_property_readonly("w", &PackedConv2d::w, "The weights, read-only.")
+        .def_property_readonly(
+            "nbytes", [](const PackedConv2d& packed) { return size_in_bytes(*packed.forms()); },
+            "How many bytes the forms take that calls have asked for so far.");
+    module.def("pack_conv2d", &pack);
+    define_1d(module);
+    define_2d(module);
     define_transposed(module);
 }
 

@@ -51,6 +51,7 @@ class Reader {
         s_.stride_y = strides[0], s_.stride_x = strides[1];
         s_.dilation_y = dilations[0], s_.dilation_x = dilations[1];
         op_.transposed ? read_transposed() : read_direct();
+        s_.algorithm = options_.algo ? read_algorithm() : Algorithm::automatic;
         Convolution result{s_, op_.transposed ? s_.inputs : s_.outputs, extents_of(x_), extents_of(w_), {s_.batch}};
         if (!s_.channels_last) result.y.push_back(result.out_channels);
         if (op_.rank == 2) result.y.push_back(op_.transposed ? s_.height : s_.out_height);
@@ -112,6 +113,32 @@ class Reader {
         s_.inputs = element_count({s_.groups, w_.shape(1)});
         s_.height = transposed_size(s_.out_height, s_.kernel_height, s_.stride_y, s_.dilation_y, pads[0], more[0]);
         s_.width = transposed_size(s_.out_width, s_.kernel_width, s_.stride_x, s_.dilation_x, pads[1], more[1]);
+    }
+
+    Algorithm read_algorithm() const {
+        const py::handle given = options_.algo;
+        if (!py::isinstance<py::str>(given)) argument("algo").type_error("expected a string, got " + type_name(given));
+        const std::string name = py::str(given);
+        if (name == "auto") return Algorithm::automatic;
+        if (name == "direct") return Algorithm::direct;
+        const Algorithm found = name == "winograd"       ? Algorithm::winograd
+                                : name == "winograd_2x2" ? Algorithm::winograd_2x2
+                                : name == "winograd_4x4" ? Algorithm::winograd_4x4
+                                                         : Algorithm::automatic;
+        if (found == Algorithm::automatic)
+            argument("algo").value_error(
+                "expected 'auto', 'direct', 'winograd', 'winograd_2x2' or 'winograd_4x4', got '" + name + "'");
+        const Pair kernel{s_.kernel_height, s_.kernel_width}, stride{s_.stride_y, s_.stride_x},
+            dilation{s_.dilation_y, s_.dilation_x};
+        if (kernel != Pair{3, 3} || stride != Pair{1, 1} || dilation != Pair{1, 1})
+            argument("algo").value_error("expected a kernel of (3, 3), stride and dilation 1 for '" + name +
+                                         "', got kernel " + format_pair(kernel) + ", stride " + format_pair(stride) +
+                                         ", dilation " + format_pair(dilation));
+        return found;
+    }
+
+    static std::string format_pair(const Pair& pair) {
+        return "(" + std::to_string(pair[0]) + ", " + std::to_string(pair[1]) + ")";
     }
 
     std::array<Padding, 2> read_padding() {

@@ -15,6 +15,7 @@ struct ConvolutionOptions {
     py::handle stride, padding;
     py::handle output_padding;  // null unless transposed
     py::handle dilation, groups, layout;
+    py::handle algo;  // null in one dimension: automatic
 };
 
 struct Convolution {

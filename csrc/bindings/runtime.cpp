@@ -105,6 +105,8 @@ void register_runtime(py::module_& module) {
                "The version, the compiler, its flags for each instruction set, and whether sanitizers are in.");
     module.def("memory_in_use", [] { return memory_stats().in_use; });
     module.def("memory_cached", [] { return memory_stats().cached; });
+    module.def("memory_peak", [] { return memory_stats().peak; });
+    module.def("reset_memory_peak", &reset_memory_peak);
     module.def("empty_cache", &empty_cache);
     module.def("fma_peak", &measured<&KernelTable::fma_peak>);
     module.def("memory_bandwidth", &measured<&KernelTable::memory_bandwidth>);

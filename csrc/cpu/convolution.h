@@ -1,10 +1,16 @@
 // Convolution and its transpose, forward and backward, as correlations.
 #pragma once
 
+#include "batch_norm.h"
 #include "convolution_gradient.h"
 #include "correlation_first.h"
 #include "correlation_last.h"
 #include "depthwise.h"
+#include "shallow_first.h"
+#include "shallow_gradient.h"
+#include "shallow_last.h"
+#include "shallow_transposed.h"
+#include "winograd_gradient.h"
 
 namespace tbptt {
 namespace TBPTT_ISA {
@@ -13,6 +19,11 @@ template <class T>
 void correlate(const Correlation<T>& c) {
     if (c.grid.positions() == 0 || c.groups * c.columns == 0) return;
     const bool last = c.source_shape.channels_last;
+    switch (winograd_tile(c)) {
+        case 2: return WinogradCorrelation<T, 2>(c).run();
+        case 4: return WinogradCorrelation<T, 4>(c).run();
+        default: break;
+    }
     if (is_depthwise(c)) return last ? DepthwiseLast<T>(c).run() : DepthwiseFirst<T>(c).run();
     last ? CorrelationLast<T>(c).run() : CorrelationFirst<T>(c).run();
 }
@@ -28,7 +39,7 @@ TBPTT_INLINE int64_t kernel_size(const ConvolutionShape& s) { return s.kernel_he
 // The correlation that makes the output; taps [kernel_size] is filled.
 template <class T>
 Correlation<T> forward_correlation(const ConvolutionShape& s, const T* x, const T* w, const T* b, Activation activation,
-                                   T* y, Tap* taps) {
+                                   T* y, Tap* taps, PackedWeights* packed = nullptr) {
     for (int64_t i = 0; i < kernel_size(s); ++i)
         taps[i] = {i / s.kernel_width * s.dilation_y - s.pad_top, i % s.kernel_width * s.dilation_x - s.pad_left, i};
     const int64_t depth = s.inputs / s.groups, columns = s.outputs / s.groups, row = depth * kernel_size(s);
@@ -49,7 +60,9 @@ Correlation<T> forward_correlation(const ConvolutionShape& s, const T* x, const 
             activation,
             y,
             output_image(s),
-            {s.batch, s.out_height, s.out_width}};
+            {s.batch, s.out_height, s.out_width},
+            s.algorithm,
+            packed};
 }
 
 // The transpose of the convolution, one phase of the stride: its pixels met only some of the taps. Output oy met input iy
@@ -72,27 +85,79 @@ void transposed_phase(const ConvolutionForward<T>& p, int64_t phase_y, int64_t p
                     s.stride_y,
                     s.stride_x};
     const int64_t depth = s.outputs / s.groups, columns = s.inputs / s.groups;
-    correlate(Correlation<T>{p.x, output_image(s), 1, 1, taps, count, s.groups, depth, columns, p.w,
-                             depth * columns * kernel_size(s), columns * kernel_size(s), kernel_size(s), p.b,
-                             p.activation, p.y, input_image(s), grid});
+    correlate(Correlation<T>{p.x,
+                             output_image(s),
+                             1,
+                             1,
+                             taps,
+                             count,
+                             s.groups,
+                             depth,
+                             columns,
+                             p.w,
+                             depth * columns * kernel_size(s),
+                             columns * kernel_size(s),
+                             kernel_size(s),
+                             p.b,
+                             p.activation,
+                             p.y,
+                             input_image(s),
+                             grid,
+                             s.algorithm,
+                             p.packed});
 }
 
 template <class T>
 void convolution_forward(const ConvolutionForward<T>& p) {
+    if (shallow::is_shallow<T>(p.shape)) {
+        if (p.shape.transposed) return ShallowTransposed<T>(p).run();
+        return p.shape.channels_last ? ShallowLast<T>(p).run() : ShallowFirst<T>(p).run();
+    }
     if (!p.shape.transposed) {
         Buffer<Tap> taps(kernel_size(p.shape));
-        return correlate(forward_correlation<T>(p.shape, p.x, p.w, p.b, p.activation, p.y, taps));
+        return correlate(forward_correlation<T>(p.shape, p.x, p.w, p.b, p.activation, p.y, taps, p.packed));
     }
     for (int64_t y = 0; y < p.shape.stride_y; ++y)
         for (int64_t x = 0; x < p.shape.stride_x; ++x) transposed_phase(p, y, x);
+}
+
+TBPTT_INLINE int64_t size_of(int64_t batch, const ImageShape& image) { return batch * image.plane() * image.channels; }
+
+// sums [channels] = the sums over all pixels of all images.
+template <class T>
+void channel_sums(int64_t batch, const ImageShape& image, const T* x, T* sums) {
+    const ChannelCuts cuts = cut_channels(image.channels_last ? ChannelShape{batch * image.plane(), image.channels, 1}
+                                                              : ChannelShape{batch, image.channels, image.plane()});
+    Buffer<double> parts(cuts.parts());
+    const int threads = threads_for(static_cast<double>(size_of(batch, image)));
+    Tasks tasks(cuts.tasks(), threads);
+    run_parallel(threads, [&](const Worker& worker) {
+        tasks.run(worker, [&](int64_t i) {
+            const ChannelTask task = task_of(cuts, i);
+            sum_channels<1>(cuts, task, {parts + task.block * cuts.shape.channels},
+                            [&](int64_t k, int64_t count, auto) { return Terms<1>{{load_double(x + k, count)}}; });
+        });
+        wait_for_all(worker);
+        const Range mine = split(image.channels, worker);
+        for (int64_t channel = mine.begin; channel < mine.end; ++channel) {
+            double sum = 0;
+            for (int64_t i = channel; i < cuts.parts(); i += cuts.channels) sum += parts[i];
+            sums[channel] = static_cast<T>(sum);
+        }
+    });
 }
 
 // The gradients by w and b of the convolution of x, for the gradient g by its output before the activation.
 template <class T>
 void weight_gradients(const ConvolutionShape& s, const T* x, const T* g, T* grad_w, T* grad_b) {
     if (!grad_w && !grad_b) return;
+    if (shallow::is_shallow<T>(s)) return ShallowGradient<T>(s, x, g, grad_w, grad_b).run();
     Buffer<Tap> taps(kernel_size(s));
     const Correlation<T> c = forward_correlation<T>(s, x, nullptr, nullptr, Activation::none, nullptr, taps);
+    if (const int tile = grad_w ? winograd_tile(c) : 0) {
+        if (grad_b) channel_sums<T>(s.batch, output_image(s), g, grad_b);
+        return tile == 2 ? WinogradGradient<T, 2>(c, g, grad_w).run() : WinogradGradient<T, 4>(c, g, grad_w).run();
+    }
     if (is_depthwise(c))
         return s.channels_last ? DepthwiseLast<T>(c).gradient(g, grad_w, grad_b)
                                : DepthwiseFirst<T>(c).gradient(g, grad_w, grad_b);
@@ -109,25 +174,6 @@ const T* before_activation(Activation activation, int64_t count, const T* grad_y
     return before;
 }
 
-TBPTT_INLINE int64_t size_of(int64_t batch, const ImageShape& image) { return batch * image.plane() * image.channels; }
-
-// sums [channels] = the sums over all pixels of all images, each in the order of memory.
-template <class T>
-void channel_sums(int64_t batch, const ImageShape& image, const T* x, T* sums) {
-    run_parallel(threads_for(static_cast<double>(size_of(batch, image))), [&](const Worker& worker) {
-        const Range mine = split(image.channels, worker);
-        for (int64_t channel = mine.begin; channel < mine.end; ++channel) {
-            T sum = 0;
-            for (int64_t n = 0; n < batch; ++n) {
-                const T* from = x + image.at(n, 0, 0) + channel * image.channel_stride();
-                const int64_t stride = image.channels_last ? image.channels : 1;
-                for (int64_t i = 0; i < image.plane(); ++i) sum += from[i * stride];
-            }
-            sums[channel] = sum;
-        }
-    });
-}
-
 template <class T>
 void convolution_backward(const ConvolutionBackward<T>& p) {
     const ConvolutionShape& s = p.shape;
@@ -138,7 +184,7 @@ void convolution_backward(const ConvolutionBackward<T>& p) {
     if (p.grad_x) {
         ConvolutionShape transpose = s;
         transpose.transposed = !s.transposed;
-        convolution_forward(ConvolutionForward<T>{transpose, Activation::none, g, p.w, nullptr, p.grad_x});
+        convolution_forward(ConvolutionForward<T>{transpose, Activation::none, g, p.w, p.packed, nullptr, p.grad_x});
     }
     if (!s.transposed) return weight_gradients<T>(s, p.x, g, p.grad_w, p.grad_b);
     weight_gradients<T>(s, g, p.x, p.grad_w, nullptr);

@@ -5,6 +5,7 @@
 // for all positions q of a grid. Strides never insert zeros: where the target is strided, each phase is a grid of its own.
 #pragma once
 
+#include "../packed_weights.h"
 #include "elementwise.h"
 #include "pack.h"
 
@@ -69,6 +70,8 @@ struct Correlation {
     T* target;
     ImageShape target_shape;
     Grid grid;
+    Algorithm algorithm;
+    PackedWeights* packed;  // forms of w, or null
 
     double flops() const {
         return 2.0 * static_cast<double>(grid.positions() * tap_count) * static_cast<double>(groups * depth * columns);
@@ -80,6 +83,60 @@ struct Correlation {
         return target_shape.at(p.n, grid.origin_y + p.y * grid.stride_y, grid.origin_x + p.x * grid.stride_x);
     }
     Vec<T> finish(Vec<T> sum, Vec<T> b) const { return activate(activation, Wide<T, 1>{{sum + b}}).part[0]; }
+};
+
+template <class T>
+bool taps_in_order(const Correlation<T>& c) {
+    for (int64_t t = 0; t < c.tap_count; ++t)
+        if (c.taps[t].element != t) return false;
+    return true;
+}
+
+// Whether the target is too large to be found in a cache by who reads it next, and its pixels begin at whole vectors.
+template <class T>
+bool beyond_cache(const Correlation<T>& c) {
+    constexpr int64_t bytes = 16 << 20;
+    const int64_t size = c.grid.positions() * c.groups * c.columns * static_cast<int64_t>(sizeof(T));
+    return size > bytes && c.groups * c.columns % lanes<T> == 0 &&
+           reinterpret_cast<std::uintptr_t>(c.target) % TBPTT_VECTOR_BYTES == 0;
+}
+
+// The packed weights of one kernel: for this call alone, or kept for the next one too.
+template <class T>
+class KernelWeights {
+   public:
+    KernelWeights(const Correlation<T>& c, int64_t kernel, int64_t vectors, int64_t count)
+        : packed_(c.packed), form_{kernel, lanes<T>, vectors, c.groups, c.depth, c.columns, hash(c)} {
+        const auto bytes = static_cast<std::size_t>(count) * sizeof(T);
+        if (packed_) claimed_ = claim(*packed_, form_, bytes);
+        if (!claimed_.data) own_ = allocate(bytes);
+    }
+    ~KernelWeights() {
+        if (claimed_.data && !claimed_.filled) give_back(*packed_, form_, complete_);
+        release(own_);
+    }
+    KernelWeights(const KernelWeights&) = delete;
+    KernelWeights& operator=(const KernelWeights&) = delete;
+
+    bool filled() const { return claimed_.filled; }
+    void complete() { complete_ = true; }
+    operator T*() const { return static_cast<T*>(own_ ? own_ : claimed_.data); }
+
+   private:
+    // FNV-1a
+    static std::uint64_t hash(const Correlation<T>& c) {
+        std::uint64_t h = 14695981039346656037u;
+        const auto add = [&](int64_t value) { h = (h ^ static_cast<std::uint64_t>(value)) * 1099511628211u; };
+        for (int64_t t = 0; t < c.tap_count; ++t) add(c.taps[t].element);
+        add(c.w_group), add(c.w_depth), add(c.w_column);
+        return h;
+    }
+
+    PackedWeights* packed_;
+    WeightForm form_;
+    ClaimedForm claimed_{nullptr, false};
+    void* own_ = nullptr;
+    bool complete_ = false;
 };
 
 }  // namespace TBPTT_ISA

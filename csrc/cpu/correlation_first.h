@@ -77,7 +77,7 @@ class CorrelationFirst {
           vectors_(choose_panel()),
           width_(vectors_ * lanes<T>),
           panels_(ceil_div(c.grid.positions(), width_)),
-          in_order_(c.w_depth == c.tap_count && elements_in_order()),
+          in_order_(c.w_depth == c.tap_count && taps_in_order(c)),
           packed_(in_order_ ? 0 : c.groups * c.columns * depth_),
           rows_(c.groups * c.columns),
           scratch_(threads_ * depth_ * width_),
@@ -99,12 +99,6 @@ class CorrelationFirst {
         const int64_t vectors = bytes / larger<int64_t>(1, depth_ * lanes<T> * static_cast<int64_t>(sizeof(T)));
         const int64_t needed = ceil_div(c_.grid.positions(), lanes<T>);
         return static_cast<int>(larger<int64_t>(1, smaller<int64_t>(smaller<int64_t>(vectors, max_vectors), needed)));
-    }
-
-    bool elements_in_order() const {
-        for (int64_t t = 0; t < c_.tap_count; ++t)
-            if (c_.taps[t].element != t) return false;
-        return true;
     }
 
     const T* find_row(int64_t group, int64_t column) {

@@ -18,7 +18,9 @@ class CorrelationLast {
           folded_(c.depth < fold_below),
           blocks_(ceil_div(c.grid.positions(), block)),
           layout_(layout_panels<T>(c.tap_count * c.depth, c.columns, choose_vectors<T>(c.columns))),
-          packed_(c.groups * layout_.size()),
+          streams_(beyond_cache(c) && layout_.panels * layout_.width() == c.columns),
+          in_order_(c.w_depth == c.tap_count && taps_in_order(c)),
+          packed_(c, kernel_id, layout_.vectors, c.groups * layout_.size()),
           zeros_(c.depth),
           pieces_(threads_ * pieces_of_worker()),
           rows_(folded_ ? threads_ * block * layout_.depth : 0),
@@ -28,14 +30,17 @@ class CorrelationLast {
 
     void run() {
         run_parallel(threads_, [this](const Worker& worker) {
-            const Range panels = split(c_.groups * layout_.panels, worker);
+            const Range panels = split(packed_.filled() ? 0 : c_.groups * layout_.panels, worker);
             for (int64_t i = panels.begin; i < panels.end; ++i) pack(i / layout_.panels, i % layout_.panels);
             wait_for_all(worker);
             tasks_.run(worker, [&](int64_t i) { multiply(worker, i / blocks_, i % blocks_); });
+            if (streams_) finish_streams();
         });
+        packed_.complete();
     }
 
    private:
+    static constexpr int64_t kernel_id = 0;
     static constexpr int64_t block = 96;  // pixels that share their pieces' addresses
     static constexpr int64_t fold_below = 16;
 
@@ -50,6 +55,17 @@ class CorrelationLast {
     void pack(int64_t group, int64_t p) {
         const int64_t width = layout_.width();
         T* to = weights(group).panel(p);
+        if (in_order_) {
+            // All of a column's kernels lie in one row [depth][tap].
+            for (int64_t v = 0; v < layout_.vectors; ++v, to += lanes<T>) {
+                const int64_t column = p * width + v * lanes<T>, count = c_.columns - column;
+                const T* from = c_.w + group * c_.w_group + (count > 0 ? column : 0) * c_.w_column;
+                for_columns<T>(from, c_.w_column, layout_.depth, count, [&](int64_t k, Vec<T> values) {
+                    store(to + (k % c_.tap_count * c_.depth + k / c_.tap_count) * width, values);
+                });
+            }
+            return;
+        }
         for (int64_t lane = 0; lane < width; ++lane, ++to) {
             const int64_t column = p * width + lane;
             const T* from = c_.w + group * c_.w_group + column * c_.w_column;
@@ -70,9 +86,14 @@ class CorrelationLast {
             for (int r = 0; r < height; ++r, c += b.width()) {
                 T* to = c_.target + c_.target_at(at[row + r]) + group * c_.columns;
                 const T* bias = c_.bias ? c_.bias + group * c_.columns : nullptr;
-                write_columns(to, c_.columns, p * b.width(), b.width(), c, [&](Vec<T> sum, int64_t j) {
+                const auto finish = [&](Vec<T> sum, int64_t j) {
                     return c_.finish(sum, bias ? load_partial(bias + j, c_.columns - j) : Vec<T>{});
-                });
+                };
+                if (streams_)
+                    for (int64_t j = 0; j < b.width(); j += lanes<T>)
+                        stream(to + p * b.width() + j, finish(load(c + j), p * b.width() + j));
+                else
+                    write_columns(to, c_.columns, p * b.width(), b.width(), c, finish);
             }
         });
     }
@@ -102,7 +123,9 @@ class CorrelationLast {
     const bool folded_;
     const int64_t blocks_;
     const Packed<T> layout_;
-    Buffer<T> packed_, zeros_;
+    const bool streams_, in_order_;
+    KernelWeights<T> packed_;
+    Buffer<T> zeros_;
     Buffer<const T*> pieces_;
     Buffer<T> rows_;
     Tasks tasks_;

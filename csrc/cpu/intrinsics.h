@@ -108,6 +108,29 @@ TBPTT_INLINE LowHalves multiply_low_halves(LowHalves a, std::uint32_t b) {
 #endif
 }
 
+// A store to an address aligned to whole vectors that does not fetch the line, and leaves it out of the cache; after such
+// stores, `finish_streams` comes before anything that tells another thread of them.
+#if defined(__AVX512F__)
+TBPTT_INLINE void stream(float* to, Vec<float> value) { _mm512_stream_ps(to, value); }
+TBPTT_INLINE void stream(double* to, Vec<double> value) { _mm512_stream_pd(to, value); }
+#elif defined(__AVX2__)
+TBPTT_INLINE void stream(float* to, Vec<float> value) { _mm256_stream_ps(to, value); }
+TBPTT_INLINE void stream(double* to, Vec<double> value) { _mm256_stream_pd(to, value); }
+#elif defined(__SSE2__)
+TBPTT_INLINE void stream(float* to, Vec<float> value) { _mm_stream_ps(to, value); }
+TBPTT_INLINE void stream(double* to, Vec<double> value) { _mm_stream_pd(to, value); }
+#else
+template <class T>
+TBPTT_INLINE void stream(T* to, Vec<T> value) {
+    store(to, value);
+}
+#endif
+TBPTT_INLINE void finish_streams() {
+#if defined(__SSE2__)
+    _mm_sfence();
+#endif
+}
+
 // As many floats as a vector has doubles. GCC 12 makes three or more instructions of __builtin_convertvector.
 typedef float HalfVec __attribute__((vector_size(TBPTT_VECTOR_BYTES / 2)));
 TBPTT_INLINE Vec<double> widen(HalfVec x) {

@@ -10,19 +10,22 @@ namespace TBPTT_ISA {
 
 constexpr int64_t linear_block = 96;  // rows that stay in the second-level cache for all panels
 
-// product() over rows of a contiguous matrix [rows][ld], shared out among workers in blocks.
+// product() over rows of a contiguous matrix [rows][ld], shared out among workers in blocks of rows; where these are fewer
+// than the workers, in parts of the panels too.
 template <class T, class Finish>
 TBPTT_INLINE void product_of_matrix(const Worker& worker, const T* a, int64_t rows, int64_t ld, const Packed<T>& b,
                                     Finish finish) {
-    const Range blocks = split(ceil_div(rows, linear_block), worker);
+    const int64_t blocks = ceil_div(rows, linear_block);
+    const int64_t parts = larger<int64_t>(1, smaller(b.panels, ceil_div(worker.count, larger<int64_t>(1, blocks))));
+    const Range mine = split(blocks * parts, worker);
     const T* pointers[linear_block];
-    const int64_t end = smaller(blocks.end * linear_block, rows);
-    for (int64_t first = blocks.begin * linear_block; first < end; first += linear_block) {
-        const int64_t count = smaller(linear_block, rows - first);
+    for (int64_t part = mine.begin; part < mine.end; ++part) {
+        const int64_t first = part / parts * linear_block, count = smaller(linear_block, rows - first);
         for (int64_t i = 0; i < count; ++i) pointers[i] = a + (first + i) * ld;
-        product<T>(pointers, count, b, Range{0, b.panels}, [&](int64_t p, int64_t row, int height, const T* c) {
-            for (int r = 0; r < height; ++r) finish(first + row + r, p * b.width(), c + r * b.width());
-        });
+        product<T>(pointers, count, b, split(b.panels, part % parts, parts),
+                   [&](int64_t p, int64_t row, int height, const T* c) {
+                       for (int r = 0; r < height; ++r) finish(first + row + r, p * b.width(), c + r * b.width());
+                   });
     }
 }
 

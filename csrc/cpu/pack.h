@@ -1,26 +1,32 @@
 // Packing weights into panels (product.h).
 #pragma once
 
+#include "interleave.h"
 #include "product.h"
 
 namespace tbptt {
 namespace TBPTT_ISA {
 
-// One SIMD column of a panel: to[k·stride + lane] = from[lane·ld + k], zero beyond `count` lanes. Rows are read along k, in
-// blocks that fit the first-level cache with their set conflicts.
+// Calls put(k, values) for k in 0 … depth-1 with values[lane] = from[lane·ld + k], zero from lane `count` on: squares of
+// lanes are transposed in registers.
+template <class T, class Put>
+TBPTT_INLINE void for_columns(const T* from, int64_t ld, int64_t depth, int64_t count, Put put) {
+    constexpr int L = lanes<T>;
+    for (int64_t k = 0; k < depth; k += L) {
+        Vec<T> rows[L];
+#pragma GCC unroll 16
+        for (int l = 0; l < L; ++l) rows[l] = l < count ? load_partial(from + l * ld + k, depth - k) : Vec<T>{};
+        transpose<T>(rows);
+#pragma GCC unroll 16
+        for (int l = 0; l < L; ++l)
+            if (l < depth - k) put(k + l, rows[l]);
+    }
+}
+
+// One SIMD column of a panel: to[k·stride + lane] = from[lane·ld + k], zero beyond `count` lanes.
 template <class T>
 TBPTT_INLINE void pack_transposed(T* to, int64_t stride, const T* from, int64_t ld, int64_t depth, int64_t count) {
-    constexpr int L = lanes<T>, block = 16;
-    if (count >= L) {
-        for (int64_t k0 = 0; k0 < depth; k0 += block) {
-            const int64_t k1 = smaller(k0 + block, depth);
-            for (int l = 0; l < L; ++l)
-                for (int64_t k = k0; k < k1; ++k) to[k * stride + l] = from[l * ld + k];
-        }
-        return;
-    }
-    for (int64_t k = 0; k < depth; ++k)
-        for (int l = 0; l < L; ++l) to[k * stride + l] = l < count ? from[l * ld + k] : T(0);
+    for_columns<T>(from, ld, depth, count, [&](int64_t k, Vec<T> values) { store(to + k * stride, values); });
 }
 
 // The panel `p` of the transpose of w [gates·units, depth]: the same unit block of every gate side by side,

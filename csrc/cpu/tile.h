@@ -42,15 +42,16 @@ struct Rows {
     Rows from(int64_t row) const { return {piece + row, depth, taps, stride}; }
 };
 
-// out c [rows][vectors][lanes] = the product of the rows a [taps·depth] and the panel b [taps·depth][vectors][lanes].
-template <class T, int Height, int Vectors, bool Fetch>
+// out c [rows][vectors][lanes] = the product of the rows a [taps·depth] and the panel b [taps·depth][vectors][lanes],
+// with Add in continuation of the sums that c already holds.
+template <class T, int Height, int Vectors, bool Fetch, bool Add>
 void tile(Rows<T> a, const T* __restrict b, T* __restrict c, Ahead ahead) {
     constexpr int L = lanes<T>;
     Vec<T> sum[Height][Vectors];
 #pragma GCC unroll 16
     for (int r = 0; r < Height; ++r)
 #pragma GCC unroll 4
-        for (int v = 0; v < Vectors; ++v) sum[r][v] = Vec<T>{};
+        for (int v = 0; v < Vectors; ++v) sum[r][v] = Add ? load(c + (r * Vectors + v) * L) : Vec<T>{};
 #pragma GCC unroll 1
     for (int64_t t = 0; t < a.taps; ++t, a.piece += a.stride) {
         const T* row[Height];
@@ -83,29 +84,85 @@ void tile(Rows<T> a, const T* __restrict b, T* __restrict c, Ahead ahead) {
 template <class T>
 using Tile = void (*)(Rows<T> a, const T* b, T* c, Ahead ahead);
 
-template <class T, int Vectors, bool Fetch>
+template <class T, int Vectors, bool Fetch, bool Add>
 TBPTT_INLINE Tile<T> find_tile(int rows) {
     constexpr int most = max_tile_rows(Vectors);
     switch (rows < most ? rows : most) {
-        case 1: return tile<T, 1, Vectors, Fetch>;
-        case 2: return tile<T, 2, Vectors, Fetch>;
-        case 3: return tile<T, 3, Vectors, Fetch>;
-        case 4: return tile<T, (most < 4 ? most : 4), Vectors, Fetch>;
-        case 5: return tile<T, (most < 5 ? most : 5), Vectors, Fetch>;
-        case 6: return tile<T, (most < 6 ? most : 6), Vectors, Fetch>;
-        case 7: return tile<T, (most < 7 ? most : 7), Vectors, Fetch>;
-        default: return tile<T, most, Vectors, Fetch>;
+        case 1: return tile<T, 1, Vectors, Fetch, Add>;
+        case 2: return tile<T, 2, Vectors, Fetch, Add>;
+        case 3: return tile<T, 3, Vectors, Fetch, Add>;
+        case 4: return tile<T, (most < 4 ? most : 4), Vectors, Fetch, Add>;
+        case 5: return tile<T, (most < 5 ? most : 5), Vectors, Fetch, Add>;
+        case 6: return tile<T, (most < 6 ? most : 6), Vectors, Fetch, Add>;
+        case 7: return tile<T, (most < 7 ? most : 7), Vectors, Fetch, Add>;
+        default: return tile<T, most, Vectors, Fetch, Add>;
     }
 }
 
 // The tile for 1 … max_tile_rows(vectors) rows.
-template <class T, bool Fetch>
+template <class T, bool Fetch, bool Add = false>
 TBPTT_INLINE Tile<T> find_tile(int rows, int vectors) {
     switch (vectors) {
-        case 1: return find_tile<T, 1, Fetch>(rows);
-        case 2: return find_tile<T, 2, Fetch>(rows);
-        case 3: return find_tile<T, 3, Fetch>(rows);
-        default: return find_tile<T, 4, Fetch>(rows);
+        case 1: return find_tile<T, 1, Fetch, Add>(rows);
+        case 2: return find_tile<T, 2, Fetch, Add>(rows);
+        case 3: return find_tile<T, 3, Fetch, Add>(rows);
+        default: return find_tile<T, 4, Fetch, Add>(rows);
+    }
+}
+
+// c [rows][vectors][lanes] += Σ_k a_kᵀ·b_k for rows a_k [rows], `stride` elements apart, and b [depth][vectors][lanes]: the
+// tile of a product whose left factor lies transposed.
+template <class T, int Height, int Vectors>
+void outer_tile(const T* __restrict a, int64_t stride, const T* __restrict b, int64_t depth, T* __restrict c) {
+    constexpr int L = lanes<T>;
+    Vec<T> sum[Height][Vectors];
+#pragma GCC unroll 16
+    for (int r = 0; r < Height; ++r)
+#pragma GCC unroll 4
+        for (int v = 0; v < Vectors; ++v) sum[r][v] = load(c + (r * Vectors + v) * L);
+#pragma GCC unroll 1
+    for (int64_t k = 0; k < depth; ++k, a += stride, b += Vectors * L) {
+        Vec<T> column[Vectors];
+#pragma GCC unroll 4
+        for (int v = 0; v < Vectors; ++v) column[v] = load(b + v * L);
+#pragma GCC unroll 16
+        for (int r = 0; r < Height; ++r) {
+            const Vec<T> factor = broadcast(a[r]);
+#pragma GCC unroll 4
+            for (int v = 0; v < Vectors; ++v) sum[r][v] += factor * column[v];
+        }
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < Height; ++r)
+#pragma GCC unroll 4
+        for (int v = 0; v < Vectors; ++v) store(c + (r * Vectors + v) * L, sum[r][v]);
+}
+
+template <class T>
+using OuterTile = void (*)(const T* a, int64_t stride, const T* b, int64_t depth, T* c);
+
+template <class T, int Vectors>
+TBPTT_INLINE OuterTile<T> find_outer_tile(int rows) {
+    constexpr int most = max_tile_rows(Vectors);
+    switch (rows < most ? rows : most) {
+        case 1: return outer_tile<T, 1, Vectors>;
+        case 2: return outer_tile<T, 2, Vectors>;
+        case 3: return outer_tile<T, 3, Vectors>;
+        case 4: return outer_tile<T, (most < 4 ? most : 4), Vectors>;
+        case 5: return outer_tile<T, (most < 5 ? most : 5), Vectors>;
+        case 6: return outer_tile<T, (most < 6 ? most : 6), Vectors>;
+        case 7: return outer_tile<T, (most < 7 ? most : 7), Vectors>;
+        default: return outer_tile<T, most, Vectors>;
+    }
+}
+
+template <class T>
+TBPTT_INLINE OuterTile<T> find_outer_tile(int rows, int vectors) {
+    switch (vectors) {
+        case 1: return find_outer_tile<T, 1>(rows);
+        case 2: return find_outer_tile<T, 2>(rows);
+        case 3: return find_outer_tile<T, 3>(rows);
+        default: return find_outer_tile<T, 4>(rows);
     }
 }
 

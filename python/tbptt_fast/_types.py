@@ -10,4 +10,5 @@ Array: TypeAlias = NDArray[Any]
 ArrayLike: TypeAlias = Any  # an ndarray or anything with __dlpack__ in CPU memory
 
 Activation: TypeAlias = Literal["relu", "tanh", "sigmoid"] | None
+Algo: TypeAlias = Literal["auto", "direct", "winograd", "winograd_2x2", "winograd_4x4"]
 Layout: TypeAlias = Literal["NCHW", "NHWC"]

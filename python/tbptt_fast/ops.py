@@ -17,12 +17,14 @@ from ._types import Activation, Array, ArrayLike, Layout
 from .ops_activations import activation_backward, relu, softmax, softmax_backward
 from .ops_convolution import (
     ConvGrads,
+    PackedConv2d,
     conv1d,
     conv1d_backward,
     conv2d,
     conv2d_backward,
     conv_transpose2d,
     conv_transpose2d_backward,
+    pack_conv2d,
 )
 from .ops_layers import (
     embedding,
@@ -61,6 +63,7 @@ __all__ = [
     "Layout",
     "LinearGrads",
     "NormGrads",
+    "PackedConv2d",
     "RecurrentGrads",
     "StepResult",
     "Tape",
@@ -97,6 +100,7 @@ __all__ = [
     "max_pool2d",
     "max_pool2d_backward",
     "mse_loss",
+    "pack_conv2d",
     "relu",
     "rmsprop_step",
     "rnn_backward",

@@ -104,8 +104,8 @@ class Conv2d(_Conv):
 
     x [N, in_channels, Y, X] (layout "NHWC": [N, Y, X, in_channels]); parameters weight
     [out_channels, in_channels / groups, *kernel_size] and bias [out_channels], drawn from
-    U(-1/sqrt(fan), 1/sqrt(fan)), fan being the size of one kernel. stride, padding, dilation and
-    groups are those of `tbptt_fast.conv2d`.
+    U(-1/sqrt(fan), 1/sqrt(fan)), fan being the size of one kernel. stride, padding, dilation,
+    groups and algo are those of `tbptt_fast.conv2d`.
 
     Raises ValueError for sizes, groups or activation, TypeError for a dtype that is not float32 or
     float64. Source: layout and initialisation of torch.nn.Conv2d.
@@ -134,6 +134,7 @@ class Conv2d(_Conv):
         activation: Activation = None,
         *,
         layout: str = "NCHW",
+        algo: str = "auto",
         seed: int | None = None,
         dtype: npt.DTypeLike = np.float32,
     ) -> None:
@@ -144,6 +145,7 @@ class Conv2d(_Conv):
             "groups": groups,
             "activation": activation,
             "layout": layout,
+            "algo": algo,
         }
         super().__init__(in_channels, out_channels, kernel_size, bias, seed, dtype, options)
 
@@ -226,6 +228,7 @@ class ConvTranspose2d(_Conv):
         activation: Activation = None,
         *,
         layout: str = "NCHW",
+        algo: str = "auto",
         seed: int | None = None,
         dtype: npt.DTypeLike = np.float32,
     ) -> None:
@@ -237,5 +240,6 @@ class ConvTranspose2d(_Conv):
             "groups": groups,
             "activation": activation,
             "layout": layout,
+            "algo": algo,
         }
         super().__init__(in_channels, out_channels, kernel_size, bias, seed, dtype, options)

@@ -170,6 +170,40 @@ def test_the_same_bits_for_every_number_of_threads(dtype: str, layout: Any) -> N
             assert_identical(result, results[0])
 
 
+@pytest.mark.usefixtures("isa")
+@layouts
+@pytest.mark.parametrize("shape", [(1, 130, 30, 7), (2, 3, 50, 60), (5, 33, 9, 9)], ids=str)
+def test_indices_may_point_anywhere(shape: tuple[int, int, int, int], layout: Any) -> None:
+    """Gradients of small integers: exact in every order, for windows and places far apart."""
+    rng = np.random.default_rng(list(shape))
+    n, c, rows, columns = shape
+    grad = in_layout(rng.integers(-3, 4, (n, c, 11, 13)).astype(np.float32), layout)
+    indices = in_layout(rng.integers(0, rows * columns, (n, c, 11, 13)), layout)
+    size = in_layout(np.empty(shape), layout).shape
+    expected = reference.max_pool2d_backward(grad, indices, size, layout=layout)
+    for threads in (1, 2, 3):
+        with tbptt_fast.num_threads(threads):
+            actual = tbptt_fast.max_pool2d_backward(grad, indices, size, layout=layout)
+            np.testing.assert_array_equal(actual, expected)
+
+
+@pytest.mark.usefixtures("isa")
+@layouts
+@pytest.mark.parametrize("value", [-1, 36, -(2**63), 2**63 - 1])
+def test_one_index_outside(layout: Any, value: int) -> None:
+    """Wherever it is, for whole images and for blocks of channels."""
+    grad = np.ones((3, 70, 30, 2) if layout == "NCHW" else (3, 30, 2, 70), np.float32)
+    size = (3, 70, 6, 6) if layout == "NCHW" else (3, 6, 6, 70)
+    text = message(f"max_pool2d_backward: indices: expected values in [0, 36), got {value}")
+    rng = np.random.default_rng(0)
+    for place in (0, grad.size - 1, *rng.integers(0, grad.size, 10)):
+        indices = np.zeros(grad.shape, np.int64)
+        indices.flat[place] = value
+        for threads in (1, 2, 3):
+            with tbptt_fast.num_threads(threads), pytest.raises(ValueError, match=text):
+                tbptt_fast.max_pool2d_backward(grad, indices, size, layout=layout)
+
+
 # --- PyTorch ------------------------------------------------------------------------------------
 
 

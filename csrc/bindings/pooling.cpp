@@ -127,12 +127,14 @@ template <class T>
 py::array max_pool_backward(const Images& windows, const Images& images, const py::array& given, const Ids& indices) {
     const py::array grad_y = to_contiguous(given);
     const Output<T> grad_x = output_of<T>(images);
+    bool outside = false;
     {
         const py::gil_scoped_release unlocked;
         kernels<T>().max_pool_backward({images.batch, images.channels, images.plane(), windows.plane(),
                                         images.channels_last, static_cast<const T*>(grad_y.data()), indices.data,
-                                        grad_x.data});
+                                        grad_x.data, &outside});
     }
+    if (outside) check_ids(indices, images.plane(), nullptr, {"max_pool2d_backward", "indices"});
     return grad_x.array;
 }
 
@@ -194,7 +196,6 @@ void register_pooling(py::module_& module) {
                    check_extents(extents_of(array), image_extents(windows), {op, "grad_out"});
                    const Ids indices = read_ids(indices_given, {op, "indices"});
                    check_extents(indices.extents, extents_of(array), {op, "indices"});
-                   check_ids(indices, images.plane(), nullptr, {op, "indices"});
                    return with_dtype(dtype, [&](auto zero) {
                        return max_pool_backward<decltype(zero)>(windows, images, array, indices);
                    });

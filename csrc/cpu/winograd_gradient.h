@@ -25,7 +25,7 @@ class WinogradGradient {
           chunks_(ceil_div(c.depth, most_depth)),
           chunk_(ceil_div(c.depth, chunks_)),
           padded_(ceil_div(chunk_, lanes<T>) * lanes<T>),
-          block_(tiles_.choose_block(winograd_block<T>(M) / 2)),
+          block_(choose_block()),
           spans_(choose_spans()),
           input_stride_(block_ * padded_ + line),
           gradient_stride_(block_ * width_ + line),
@@ -62,6 +62,13 @@ class WinogradGradient {
 
     int64_t buffer_size() const {
         return larger(reach * (most_in_row * M + 2) * padded_, M * most_in_row * M * width_);
+    }
+
+    // As many tiles as fit a core's cache beside the sums.
+    int64_t choose_block() const {
+        constexpr int64_t bytes = 1 << 20, size = points * sizeof(T);
+        const int64_t room = bytes - size * chunk_ * width_;
+        return tiles_.choose_block(larger<int64_t>(8, room / (size * (padded_ + width_))));
     }
 
     // Fixed parts of the tiles, each summed by itself, where there are too few tasks else; their sums must stay small.

@@ -22,14 +22,16 @@ class ConvolutionGradientLast {
           count_(grad_w ? c.tap_count : 0),
           block_{group * c.columns, c.columns, {0, -1}},
           operands_(1 + count_),
-          rows_((1 + count_) * gradient::block<T>),
-          folded_rows_(folded_ ? gradient::block<T> * count_ * c.depth : 0),
+          rows_((1 + count_) * 2 * gradient::block<T>),
+          folded_rows_(folded_ ? 2 * gradient::block<T> * count_ * c.depth : 0),
           gradient_(c.grid.positions(), g, c.groups * c.columns, &block_, 1, operands_, describe(grad_w, grad_b),
                     threads_) {}
 
     void run() {
         run_parallel(threads_, [this](const Worker& worker) {
-            gradient_.run(worker, [&](int64_t first, int64_t rows) { return prepare(worker, first, rows); });
+            gradient_.run(worker, [&](int64_t first, int64_t rows, int64_t place) {
+                return prepare(worker, first, rows, place);
+            });
         });
     }
 
@@ -46,7 +48,7 @@ class ConvolutionGradientLast {
             operands_[n++] = {rows_, count_ * c_.depth, w, nullptr, 0, c_.w_column, 1};
         } else {
             for (; n < count_; ++n)
-                operands_[n] = {rows_ + n * gradient::block<T>,
+                operands_[n] = {rows_ + n * 2 * gradient::block<T>,
                                 c_.depth,
                                 w + c_.taps[n].element,
                                 nullptr,
@@ -58,12 +60,12 @@ class ConvolutionGradientLast {
         return n;
     }
 
-    bool prepare(const Worker& worker, int64_t first, int64_t rows) {
+    bool prepare(const Worker& worker, int64_t first, int64_t rows, int64_t place) {
         const Range mine = split(rows, worker);
         Position at = position_of(c_.grid, first + mine.begin);
         for (int64_t k = mine.begin; k < mine.end; ++k, at = after(c_.grid, at)) {
-            T* row = folded_rows_ + k * count_ * c_.depth;
-            if (folded_) rows_[k] = row;
+            T* row = folded_rows_ + (place + k) * count_ * c_.depth;
+            if (folded_) rows_[place + k] = row;
             for (int64_t t = 0; t < count_; ++t) {
                 const int64_t y = at.y * c_.step_y + c_.taps[t].dy, x = at.x * c_.step_x + c_.taps[t].dx;
                 const T* from =
@@ -71,7 +73,7 @@ class ConvolutionGradientLast {
                 if (folded_)
                     for (int64_t d = 0; d < c_.depth; ++d) row[d * count_ + t] = from ? from[d] : T(0);
                 else
-                    rows_[t * gradient::block<T> + k] = from;
+                    rows_[t * 2 * gradient::block<T> + place + k] = from;
             }
         }
         return true;

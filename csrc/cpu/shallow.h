@@ -51,19 +51,6 @@ void copy_padded(const T* row, int64_t size, int64_t first, int64_t count, T* to
     for (i = end; i < count; i += lanes<T>) store(to + i, Vec<T>{});
 }
 
-// f(Constant<n>) for n in 1 … N
-template <int N>
-struct Constant {
-    static constexpr int value = N;
-};
-template <int N, class F>
-TBPTT_INLINE auto with_constant(int n, F f) {
-    if constexpr (N > 1)
-        return n >= N ? f(Constant<N>{}) : with_constant<N - 1>(n, f);
-    else
-        return f(Constant<1>{});
-}
-
 }  // namespace shallow
 }  // namespace TBPTT_ISA
 }  // namespace tbptt

@@ -5,7 +5,7 @@
 #pragma once
 
 #include "shallow_strips.h"
-#include "shallow_tiles.h"
+#include "weight_gradient.h"
 
 namespace tbptt {
 namespace TBPTT_ISA {
@@ -132,9 +132,9 @@ class ShallowGradient {
             const int vectors = static_cast<int>(smaller<int64_t>(gradient::vectors, (padded_ - k) / lanes<T>));
             for (int64_t i = 0; i < tiles; ++i) {
                 const Range part = split(length, i, tiles);
-                shallow::find_outer_tile<T>(static_cast<int>(part.end - part.begin), vectors)(
+                gradient::find_tile<T, false>(static_cast<int>(part.end - part.begin), vectors)(
                     rows, width, a + part.begin, a_step, a_row, g + k, padded_,
-                    sums + k * length + part.begin * vectors * lanes<T>);
+                    sums + k * length + part.begin * vectors * lanes<T>, {});
             }
         }
     }

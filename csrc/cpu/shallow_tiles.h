@@ -3,7 +3,7 @@
 #pragma once
 
 #include "shallow.h"
-#include "weight_gradient.h"
+#include "tile.h"
 
 namespace tbptt {
 namespace TBPTT_ISA {
@@ -127,50 +127,6 @@ TBPTT_INLINE RowTile<T> find_row_tile(int height, int vectors) {
         constexpr int V = decltype(v)::value;
         return with_constant<max_row_tile_rows(V)>(
             height, [](auto h) -> RowTile<T> { return row_tile<T, decltype(h)::value, V>; });
-    });
-}
-
-// Rows are neighbours in a strip, lanes are channels: c [Height][Vectors][lanes] += Σ over `rows` of `count` pixels of
-// a[pixel][Height] · b[pixel][Vectors][lanes]; pixels are a_step and b_step apart, the rows of a a_row.
-template <class T, int Height, int Vectors>
-void outer_tile(int64_t rows, int64_t count, const T* a, int64_t a_step, int64_t a_row, const T* b, int64_t b_step,
-                T* c) {
-    constexpr int L = lanes<T>;
-    Vec<T> sum[Height][Vectors];
-#pragma GCC unroll 16
-    for (int r = 0; r < Height; ++r)
-#pragma GCC unroll 2
-        for (int v = 0; v < Vectors; ++v) sum[r][v] = load(c + (r * Vectors + v) * L);
-    for (; rows > 0; --rows, a += a_row) {
-        const T* from = a;
-#pragma GCC unroll 1
-        for (int64_t i = 0; i < count; ++i, from += a_step, b += b_step) {
-            Vec<T> column[Vectors];
-#pragma GCC unroll 2
-            for (int v = 0; v < Vectors; ++v) column[v] = load(b + v * L);
-#pragma GCC unroll 16
-            for (int r = 0; r < Height; ++r) {
-                const Vec<T> factor = broadcast(from[r]);
-#pragma GCC unroll 2
-                for (int v = 0; v < Vectors; ++v) sum[r][v] += factor * column[v];
-            }
-        }
-    }
-#pragma GCC unroll 16
-    for (int r = 0; r < Height; ++r)
-#pragma GCC unroll 2
-        for (int v = 0; v < Vectors; ++v) store(c + (r * Vectors + v) * L, sum[r][v]);
-}
-
-template <class T>
-using OuterTile = void (*)(int64_t rows, int64_t count, const T* a, int64_t a_step, int64_t a_row, const T* b,
-                           int64_t b_step, T* c);
-
-template <class T>
-TBPTT_INLINE OuterTile<T> find_outer_tile(int height, int vectors) {
-    return with_constant<gradient::vectors>(vectors, [&](auto v) {
-        return with_constant<gradient::height>(
-            height, [](auto h) -> OuterTile<T> { return outer_tile<T, decltype(h)::value, decltype(v)::value>; });
     });
 }
 

@@ -176,5 +176,18 @@ TBPTT_INLINE int64_t larger(T a, T b) {
 
 TBPTT_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// f(Constant<n>) for n in 1 … N
+template <int N>
+struct Constant {
+    static constexpr int value = N;
+};
+template <int N, class F>
+TBPTT_INLINE auto with_constant(int n, F f) {
+    if constexpr (N > 1)
+        return n >= N ? f(Constant<N>{}) : with_constant<N - 1>(n, f);
+    else
+        return f(Constant<1>{});
+}
+
 }  // namespace TBPTT_ISA
 }  // namespace tbptt

@@ -1,7 +1,7 @@
 // Weight gradients: dW = dgatesᵀ·[x | h'], one product over all T·B rows, with the bias gradients on the way.
 //
 // Both factors have the long dimension (rows) outermost, so blocks of rows are packed: dgates in panels of `height`
-// columns, x and h' in panels of two SIMD columns. A dgates panel stays in the first-level cache while the panels of
+// columns, x and h' in panels of up to two SIMD columns. A dgates panel stays in the first-level cache while the panels of
 // x and h' stream past. Blocks of rows are added in their order: the sum does not depend on the number of threads.
 #pragma once
 
@@ -18,30 +18,67 @@ constexpr int width = vectors * lanes<T>;
 template <class T>
 constexpr int64_t block = 1024 / sizeof(T);  // rows packed at a time
 
-// c [height][vectors][lanes] (Accumulate) += Σ_k a[k][height] · b[k][vectors][lanes]
-template <class T, bool Accumulate>
-void tile(int64_t depth, const T* __restrict a, const T* __restrict b, T* __restrict c) {
+// What a tile brings into the second-level cache meanwhile: bytes begin … end-1 of the rows from `row` on, `step` of them for
+// each of its own steps. In this order the hardware's prefetching joins in.
+template <class T>
+struct AheadRows {
+    const T* const* row;
+    int64_t begin, end, at, step;
+
+    void fetch() {
+        // a row may be null, which has no address behind it
+        prefetch_far(reinterpret_cast<const char*>(reinterpret_cast<std::intptr_t>(*row) + at));
+        at += step;
+        if (at >= end) at = begin, ++row;
+    }
+};
+
+// c [Height][Vectors][lanes] += Σ over `rows` of `count` steps of a[step][Height] · b[step][Vectors][lanes]; steps are
+// a_step and b_step apart, the rows of a a_row.
+template <class T, int Height, int Vectors, bool Fetch>
+void tile(int64_t rows, int64_t count, const T* a, int64_t a_step, int64_t a_row, const T* b, int64_t b_step, T* c,
+          AheadRows<T> ahead) {
     constexpr int L = lanes<T>;
-    Vec<T> sum[height][vectors];
+    Vec<T> sum[Height][Vectors];
 #pragma GCC unroll 16
-    for (int r = 0; r < height; ++r)
+    for (int r = 0; r < Height; ++r)
 #pragma GCC unroll 2
-        for (int v = 0; v < vectors; ++v) sum[r][v] = Accumulate ? load(c + (r * vectors + v) * L) : Vec<T>{};
+        for (int v = 0; v < Vectors; ++v) sum[r][v] = load(c + (r * Vectors + v) * L);
+    for (; rows > 0; --rows, a += a_row) {
+        const T* from = a;
 #pragma GCC unroll 1
-    for (int64_t k = 0; k < depth; ++k, a += height, b += vectors * L) {
-        const Vec<T> first = load(b), second = load(b + L);
-        prefetch<vectors>(b + 2 * panel_ahead * vectors * L);
+        for (int64_t i = 0; i < count; ++i, from += a_step, b += b_step) {
+            Vec<T> column[Vectors];
+#pragma GCC unroll 2
+            for (int v = 0; v < Vectors; ++v) column[v] = load(b + v * L);
+            if (Fetch) {
+                prefetch<Vectors>(b + 2 * panel_ahead * Vectors * L);
+                ahead.fetch();
+            }
 #pragma GCC unroll 16
-        for (int r = 0; r < height; ++r) {
-            const Vec<T> factor = broadcast(a[r]);
-            sum[r][0] += factor * first;
-            sum[r][1] += factor * second;
+            for (int r = 0; r < Height; ++r) {
+                const Vec<T> factor = broadcast(from[r]);
+#pragma GCC unroll 2
+                for (int v = 0; v < Vectors; ++v) sum[r][v] += factor * column[v];
+            }
         }
     }
 #pragma GCC unroll 16
-    for (int r = 0; r < height; ++r)
+    for (int r = 0; r < Height; ++r)
 #pragma GCC unroll 2
-        for (int v = 0; v < vectors; ++v) store(c + (r * vectors + v) * L, sum[r][v]);
+        for (int v = 0; v < Vectors; ++v) store(c + (r * Vectors + v) * L, sum[r][v]);
+}
+
+template <class T>
+using Tile = void (*)(int64_t rows, int64_t count, const T* a, int64_t a_step, int64_t a_row, const T* b,
+                      int64_t b_step, T* c, AheadRows<T> ahead);
+
+template <class T, bool Fetch>
+TBPTT_INLINE Tile<T> find_tile(int rows, int columns) {
+    return with_constant<vectors>(columns, [&](auto v) {
+        return with_constant<height>(
+            rows, [](auto h) -> Tile<T> { return tile<T, decltype(h)::value, decltype(v)::value, Fetch>; });
+    });
 }
 }  // namespace gradient
 
@@ -89,29 +126,39 @@ class WeightGradient {
     }
 
     void run(const Worker& worker) {
-        run(worker, [](int64_t, int64_t) { return false; });
+        run(worker, [](int64_t, int64_t, int64_t) { return false; });
     }
 
-    // prepare(first, rows) may make the operands' rows a block at a time: if it returns true, all workers have set the
-    // elements 0 … rows-1 of every operand's `rows` together.
+    // prepare(first, rows, place) may make the operands' rows a block at a time, one block ahead: if it returns true, all
+    // workers together have set elements place … place+rows-1 of every operand's `rows`, two blocks long.
     template <class Prepare>
     void run(const Worker& worker, Prepare prepare) {
         const Range mine_a = split(a_panels_, worker), mine_b = split(b_panels_, worker);
         for (int64_t i = mine_a.begin * span; i < mine_a.end * span; ++i) bias_[i] = T(0);
-        for (int64_t first = 0; first < depth_; first += gradient::block<T>) {
-            const int64_t rows = smaller(gradient::block<T>, depth_ - first);
-            const bool prepared = prepare(first, rows);
-            if (prepared) wait_for_all(worker);
-            const int64_t offset = prepared ? 0 : first;
+        const Range own = split(a_panels_ * b_panels_, worker);
+        const Range places{own.begin * tile_size, own.end * tile_size};
+        for (int64_t i = places.begin; i < places.end; i += lanes<T>) store(sums_ + i, Vec<T>{});
+        constexpr int64_t block = gradient::block<T>;
+        const T* next[block];
+        bool prepared = false;
+        if (depth_ > 0 && (prepared = prepare(0, smaller(block, depth_), 0))) wait_for_all(worker);
+        for (int64_t first = 0; first < depth_; first += block) {
+            const int64_t rows = smaller(block, depth_ - first), behind = smaller(block, depth_ - first - rows);
+            const int64_t place = prepared ? first / block % 2 * block : first;
             pack(mine_a, rows, [&](int64_t p, int64_t begin, int64_t end) { pack_a(p, first, begin, end); });
-            pack(mine_b, rows, [&](int64_t p, int64_t begin, int64_t end) { pack_b(p, offset, begin, end); });
+            pack(mine_b, rows, [&](int64_t p, int64_t begin, int64_t end) { pack_b(p, place, begin, end); });
+            const int64_t next_place = prepared ? block - place : first + rows;
+            if (prepared && behind > 0) prepare(first + rows, behind, next_place);
+            const bool more = behind == block;
+            for (int64_t k = 0; k < block; ++k) next[k] = a_ + (more ? first + rows + k : 0) * lda_;
             tiles_.reset(worker);
             wait_for_all(worker);
-            tiles_.run(worker, [&](int64_t i) { multiply(i, rows, first == 0); });
+            tiles_.run(worker, [&](int64_t i) {
+                multiply(i, rows, ahead_of(more ? i - own.begin : -1, own, mine_a, mine_b, next, next_place));
+            });
             wait_for_all(worker);
         }
-        const Range tiles = split(a_panels_ * b_panels_, worker);
-        for (int64_t i = tiles.begin; i < tiles.end; ++i) write(i);
+        for (int64_t i = own.begin; i < own.end; ++i) write(i);
         for (int64_t p = mine_a.begin; p < mine_a.end; ++p) write_bias(p);
     }
 
@@ -144,9 +191,13 @@ class WeightGradient {
 
     void list_panels() {
         PanelOfA* a = panels_of_a_;
-        for (const GradientBlock* block = blocks_; block < blocks_ + block_count_; ++block)
-            for (int64_t column = 0; column < block->columns; column += gradient::height)
-                *a++ = {block, column, smaller<int64_t>(gradient::height, block->columns - column)};
+        for (const GradientBlock* block = blocks_; block < blocks_ + block_count_; ++block) {
+            const int64_t panels = ceil_div(block->columns, gradient::height);
+            for (int64_t i = 0; i < panels; ++i) {
+                const Range columns = split(block->columns, i, panels);  // nearly equal heights: no tile is wasted
+                *a++ = {block, columns.begin, columns.end - columns.begin};
+            }
+        }
         PanelOfB* b = panels_of_b_;
         for (int i = 0; i < operand_count_; ++i)
             for (int64_t column = 0; column < operands_[i].columns; column += gradient::width<T>)
@@ -171,18 +222,18 @@ class WeightGradient {
             for (int64_t p = panels.begin; p < panels.end; ++p) pack_strip(p, k, smaller(k + strip, rows));
     }
 
-    // Whole vectors are copied: what lies beyond a row's `height` columns is overwritten by the next row.
+    // Whole vectors are copied: what lies beyond a row's columns is overwritten by the next row.
     void pack_a(int64_t p, int64_t first, int64_t begin, int64_t end) {
-        constexpr int H = gradient::height, L = lanes<T>, vectors = span / L;
+        constexpr int L = lanes<T>, vectors = span / L;
         const PanelOfA& panel = panels_of_a_[p];
-        const int64_t column = panel.block->first + panel.column;
+        const int64_t column = panel.block->first + panel.column, height = panel.columns;
         const T* from = a_ + (first + begin) * lda_ + column;
-        T* to = packed_a_ + p * a_panel_size + begin * H;
+        T* to = packed_a_ + p * a_panel_size + begin * height;
         T* bias = bias_ + p * span;
-        if (column + span <= lda_ && panel.columns == H) {
+        if (column + span <= lda_) {
             Vec<T> sum[vectors];
             for (int v = 0; v < vectors; ++v) sum[v] = load(bias + v * L);
-            for (int64_t k = begin; k < end; ++k, from += lda_, to += H)
+            for (int64_t k = begin; k < end; ++k, from += lda_, to += height)
                 for (int v = 0; v < vectors; ++v) {
                     const Vec<T> values = load(from + v * L);
                     store(to + v * L, values);
@@ -190,39 +241,74 @@ class WeightGradient {
                 }
             for (int v = 0; v < vectors; ++v) store(bias + v * L, sum[v]);
         } else {
-            for (int64_t k = begin; k < end; ++k, from += lda_, to += H)
-                for (int j = 0; j < H; ++j) {
-                    to[j] = j < panel.columns ? from[j] : T(0);
+            for (int64_t k = begin; k < end; ++k, from += lda_, to += height)
+                for (int64_t j = 0; j < height; ++j) {
+                    to[j] = from[j];
                     bias[j] += to[j];
                 }
         }
     }
 
+    static int vectors_of(const PanelOfB& panel) { return static_cast<int>(ceil_div(panel.columns, lanes<T>)); }
+
     void pack_b(int64_t p, int64_t first, int64_t begin, int64_t end) {
-        constexpr int W = gradient::width<T>;
+        constexpr int L = lanes<T>;
         const PanelOfB& panel = panels_of_b_[p];
         const T* const* from = operands_[panel.operand].rows + first;
-        T* to = packed_b_ + p * W * gradient::block<T> + begin * W;
-        for (int64_t k = begin; k < end; ++k, to += W) {
-            const T* row = from[k] ? from[k] + panel.column : nullptr;
-            if (row && panel.columns == W)
-                for (int j = 0; j < W; ++j) to[j] = row[j];
-            else
-                for (int j = 0; j < W; ++j) to[j] = row && j < panel.columns ? row[j] : T(0);
-        }
+        const int64_t width = vectors_of(panel) * L;
+        T* to = packed_b_ + p * gradient::width<T> * gradient::block<T> + begin * width;
+        for (int64_t k = begin; k < end; ++k)
+            for (int64_t j = 0; j < width; j += L, to += L)
+                store(to, from[k] ? load_partial(from[k] + panel.column + j, panel.columns - j) : Vec<T>{});
     }
 
     bool meets(Pair at) const { return panels_of_a_[at.a].block->row[operands_[panels_of_b_[at.b].operand].kind] >= 0; }
 
-    void multiply(int64_t i, int64_t rows, bool first) {
+    // What a worker's tile number i fetches of the rows of the next block that the worker will pack: as much as each of its
+    // other tiles, a's columns first, then each operand's.
+    gradient::AheadRows<T> ahead_of(int64_t i, Range own, Range mine_a, Range mine_b, const T* const* next,
+                                    int64_t next_place) const {
+        constexpr int64_t size = sizeof(T), block = gradient::block<T>;
+        const gradient::AheadRows<T> nothing{next, 0, 1, 0, 0};
+        const int64_t tiles = own.end - own.begin;
+        if (i < 0 || i >= tiles || mine_a.begin == mine_a.end) return nothing;
+        int64_t total = 0, part = 0, at = 0;
+        // bytes begin … end-1 of each of `rows`: the first pass sums them up, the second finds the tile's part
+        const auto visit = [&](auto found) {
+            const PanelOfA &front = panels_of_a_[mine_a.begin], &back = panels_of_a_[mine_a.end - 1];
+            found(next, (front.block->first + front.column) * size,
+                  (back.block->first + back.column + back.columns) * size);
+            for (int64_t p = mine_b.begin; p < mine_b.end;) {
+                const PanelOfB& first = panels_of_b_[p];
+                int64_t end = 0;
+                for (; p < mine_b.end && panels_of_b_[p].operand == first.operand; ++p)
+                    end = panels_of_b_[p].column + panels_of_b_[p].columns;
+                found(operands_[first.operand].rows + next_place, first.column * size, end * size);
+            }
+        };
+        visit([&](const T* const*, int64_t begin, int64_t end) { total += (end - begin) * block; });
+        part = total / tiles, at = total * i / tiles;
+        gradient::AheadRows<T> result = nothing;
+        visit([&](const T* const* rows, int64_t begin, int64_t end) {
+            const int64_t length = end - begin, bytes = length * block;
+            if (at >= 0 && at < bytes)
+                result = {rows + at / length, begin, end, begin + at % length, smaller(part, bytes - at) / block};
+            at -= bytes;
+        });
+        return result;
+    }
+
+    void multiply(int64_t i, int64_t rows, const gradient::AheadRows<T>& ahead) {
         const Pair at = tile_at(i);
         if (!meets(at)) return;
         T* sum = sums_ + i * tile_size;
         for (int64_t next = tile_size; next < 2 * tile_size; next += 64 / sizeof(T))
             prefetch_far(reinterpret_cast<const char*>(sum + next));
-        const T* left = packed_a_ + at.a * a_panel_size;
-        const T* right = packed_b_ + at.b * gradient::width<T> * gradient::block<T>;
-        first ? gradient::tile<T, false>(rows, left, right, sum) : gradient::tile<T, true>(rows, left, right, sum);
+        const int64_t height = panels_of_a_[at.a].columns;
+        const int vectors = vectors_of(panels_of_b_[at.b]);
+        gradient::find_tile<T, true>(static_cast<int>(height), vectors)(
+            1, rows, packed_a_ + at.a * a_panel_size, height, 0,
+            packed_b_ + at.b * gradient::width<T> * gradient::block<T>, vectors * lanes<T>, sum, ahead);
     }
 
     void write(int64_t i) {
@@ -234,8 +320,8 @@ class WeightGradient {
         const T* sum = sums_ + i * tile_size;
         T* out = operand.weight + (left.block->row[operand.kind] + left.column) * operand.row_stride +
                  right.column * operand.column_stride;
-        for (int64_t r = 0; r < left.columns; ++r, out += operand.row_stride, sum += gradient::width<T>)
-            for (int64_t j = 0; j < right.columns; ++j) out[j * operand.column_stride] = depth_ > 0 ? sum[j] : T(0);
+        for (int64_t r = 0; r < left.columns; ++r, out += operand.row_stride, sum += vectors_of(right) * lanes<T>)
+            for (int64_t j = 0; j < right.columns; ++j) out[j * operand.column_stride] = sum[j];
     }
 
     void write_bias(int64_t p) {

@@ -1,7 +1,7 @@
 // Convolution and its transpose, forward and backward, as correlations.
 #pragma once
 
-#include "batch_norm.h"
+#include "channels.h"
 #include "convolution_gradient.h"
 #include "correlation_first.h"
 #include "correlation_last.h"

@@ -44,7 +44,8 @@ def run(options: Options) -> list[Section]:
             ],
             note="In brackets the share of the FMA peak that the direct way would need for this "
             "time: Winograd's may exceed 100 %. Extra memory: the most of the three calls, beside "
-            "packed weights. PyTorch runs forward and autograd.",
+            "packed weights, marked where it is more than 2 MiB a thread. PyTorch runs forward and "
+            "autograd.",
         )
         for threads in options.threads:
             best: list[float] = []
@@ -78,7 +79,7 @@ def measure(
     """Adds a row; returns PyTorch's seconds and how many times as fast ours is."""
     tbptt_fast.set_num_threads(threads)
     verify(problem)
-    extra = check_memory(problem, threads)
+    extra = extra_memory(problem)
     sides: list[Side] = [our_side(problem)]
     if "torch" in options.peers:
         sides.append(torch_side(problem, threads))
@@ -96,7 +97,7 @@ def measure(
             problem.layout,
             str(threads),
             *(cell(parts[part], problem.flops) for part in PARTS),
-            f"{extra / 2**20:.1f}",
+            f"{extra / 2**20:.1f}" + (" (over)" if extra > EXTRA_BYTES * threads else ""),
             cell(whole, 3 * problem.flops),
             milliseconds(theirs) if ratio else "—",
             times(ratio),
@@ -173,8 +174,8 @@ def torch_side(problem: Convolution, threads: int) -> LocalSide:
     return LocalSide("torch", dict, {WHOLE: everything}, clear)
 
 
-def check_memory(problem: Convolution, threads: int) -> int:
-    """The most that one of the calls takes beside its arrays and packed weights; within bounds."""
+def extra_memory(problem: Convolution) -> int:
+    """The most bytes that one of the calls takes beside its arrays and packed weights."""
     arrays, packed = problem.arrays, tbptt_fast.pack_conv2d(problem.arrays["w"])
     options = {**problem.options, "layout": problem.layout, "algo": problem.algo}
     x, w, b, grad = (arrays[name] for name in ("x", "w", "b", "grad"))
@@ -202,8 +203,6 @@ def check_memory(problem: Convolution, threads: int) -> int:
         result = call()
         most = max(most, _native.memory_peak() - _native.memory_in_use() - kept)
         del result
-    if most > EXTRA_BYTES * threads:
-        raise AssertionError(f"conv {problem}: {most / 2**20:.1f} MiB of extra memory")
     return most
 
 

@@ -13,7 +13,6 @@ template <class T>
 void correlate(const Correlation<T>& c) {
     if (c.grid.positions() == 0 || c.groups * c.columns == 0) return;
     const bool last = c.source_shape.channels_last;
-    if (is_depthwise(c)) return last ? DepthwiseLast<T>(c).run() : DepthwiseFirst<T>(c).run();
     last ? CorrelationLast<T>(c).run() : CorrelationFirst<T>(c).run();
 }
 
@@ -54,6 +53,7 @@ Correlation<T> forward_correlation(const ConvolutionShape& s, const T* x, const 
 
 template <class T>
 void convolution_forward(const ConvolutionForward<T>& p) {
+    if (is_depthwise(p.shape)) return depthwise_sum<T>(p.shape, false, p.x, p.w, p.b, p.activation, p.y);
     Buffer<Tap> taps(kernel_size(p.shape));
     correlate(forward_correlation<T>(p.shape, p.x, p.w, p.b, p.activation, p.y, taps));
 }
@@ -85,6 +85,7 @@ void transposed_phase(const TransposedForward<T>& p, int64_t phase_y, int64_t ph
 
 template <class T>
 void transposed_forward(const TransposedForward<T>& p) {
+    if (is_depthwise(p.shape)) return depthwise_sum<T>(p.shape, true, p.x, p.w, p.b, p.activation, p.y);
     for (int64_t y = 0; y < p.shape.stride_y; ++y)
         for (int64_t x = 0; x < p.shape.stride_x; ++x) transposed_phase(p, y, x);
 }
@@ -95,9 +96,6 @@ void weight_gradients(const ConvolutionShape& s, const T* x, const T* g, T* grad
     if (!grad_w && !grad_b) return;
     Buffer<Tap> taps(kernel_size(s));
     const Correlation<T> c = forward_correlation<T>(s, x, nullptr, nullptr, Activation::none, nullptr, taps);
-    if (is_depthwise(c))
-        return s.channels_last ? DepthwiseLast<T>(c).gradient(g, grad_w, grad_b)
-                               : DepthwiseFirst<T>(c).gradient(g, grad_w, grad_b);
     for (int64_t group = 0; group < s.groups; ++group)
         s.channels_last ? ConvolutionGradientLast<T>(c, g, grad_w, grad_b, group).run()
                         : ConvolutionGradientFirst<T>(c, g, grad_w, grad_b, group).run();
@@ -119,6 +117,7 @@ void convolution_backward(const ConvolutionBackward<T>& p) {
     const int64_t count = size_of(s.batch, output_image(s));
     Buffer<T> before(p.activation == Activation::none ? 0 : count);
     const T* g = before_activation<T>(p.activation, count, p.grad_y, p.y, before);
+    if (is_depthwise(s)) return depthwise_gradients<T>(s, p.x, g, true, p.w, p.grad_x, p.grad_w, p.grad_b);
     if (p.grad_x) transposed_forward(TransposedForward<T>{s, Activation::none, g, p.w, nullptr, p.grad_x});
     weight_gradients<T>(s, p.x, g, p.grad_w, p.grad_b);
 }
@@ -146,8 +145,12 @@ void transposed_backward(const TransposedBackward<T>& p) {
     const int64_t count = size_of(s.batch, input_image(s));
     Buffer<T> before(p.activation == Activation::none ? 0 : count);
     const T* g = before_activation<T>(p.activation, count, p.grad_y, p.y, before);
-    if (p.grad_x) convolution_forward(ConvolutionForward<T>{s, Activation::none, g, p.w, nullptr, p.grad_x});
-    weight_gradients<T>(s, g, p.x, p.grad_w, static_cast<T*>(nullptr));
+    if (is_depthwise(s)) {
+        depthwise_gradients<T>(s, g, p.x, false, p.w, p.grad_x, p.grad_w, nullptr);
+    } else {
+        if (p.grad_x) convolution_forward(ConvolutionForward<T>{s, Activation::none, g, p.w, nullptr, p.grad_x});
+        weight_gradients<T>(s, g, p.x, p.grad_w, static_cast<T*>(nullptr));
+    }
     if (p.grad_b) channel_sums<T>(s.batch, input_image(s), g, p.grad_b);
 }
 

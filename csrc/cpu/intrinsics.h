@@ -1,6 +1,6 @@
 // What vector extensions do not reach: minimum and maximum in one instruction, the processor's estimate of a reciprocal,
-// products of 32 bits by 32 and, in AVX-512, scaling by a power of two. Each has a portable form, so no kernel asks for the
-// instruction set.
+// products of 32 bits by 32, lanes picked by a vector of indices and, in AVX-512, scaling by a power of two. Each has a
+// portable form, so no kernel asks for the instruction set.
 #pragma once
 
 #include <type_traits>
@@ -94,6 +94,32 @@ TBPTT_INLINE V scale(V a, V n) {
     // The rounding magic (1.5·2^mantissa) puts the integer into the low bits, from where it is shifted into the exponent.
     constexpr T magic = single ? T(12582912) : T(6755399441055744), bias = single ? 127 : 1023;
     return a * (V)((VecBits<T>)(n + (magic + bias)) << (single ? 23 : 52));
+}
+#endif
+
+// Lane i is v[index[i]]; indices lie in 0 … lanes-1.
+#if defined(__AVX512F__)
+TBPTT_INLINE Vec<float> pick_lanes(Vec<float> v, VecBits<float> index) {
+    return (Vec<float>)TBPTT_X86(permutexvar, ps, (__m512i)index, v);
+}
+TBPTT_INLINE Vec<double> pick_lanes(Vec<double> v, VecBits<double> index) {
+    return (Vec<double>)TBPTT_X86(permutexvar, pd, (__m512i)index, v);
+}
+#elif defined(__AVX2__)
+TBPTT_INLINE Vec<float> pick_lanes(Vec<float> v, VecBits<float> index) {
+    return (Vec<float>)_mm256_permutevar8x32_ps(v, (__m256i)index);
+}
+// As pairs of 32 bits.
+TBPTT_INLINE Vec<double> pick_lanes(Vec<double> v, VecBits<double> index) {
+    const VecBits<double> pairs = (index * 2) | ((index * 2 + 1) << 32);
+    return (Vec<double>)_mm256_permutevar8x32_ps((__m256)v, (__m256i)pairs);
+}
+#else
+template <class V>
+TBPTT_INLINE V pick_lanes(V v, VecBits<std::remove_reference_t<decltype(V{}[0])>> index) {
+    V result = v;
+    for (int i = 0; i < static_cast<int>(sizeof(V) / sizeof(v[0])); ++i) result[i] = v[index[i]];
+    return result;
 }
 #endif
 

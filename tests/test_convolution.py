@@ -113,7 +113,23 @@ SHALLOW = (
     Case(2, 4, 35, (2100,), (3,), (2,), ((2, 0),), (1,)),
     Case(1, 13, 3, (33,), (7,), (3,), (same(9),), (3,)),
 )
-CASES += SHALLOW
+# Channels that meet themselves alone: sizes around registers, images smaller than the kernel's reach.
+DEPTHWISE = (
+    Case(2, 1, 1, (7, 7), (3, 3), padding=(same(1), same(1)), groups=64),
+    Case(1, 1, 1, (2, 1), (3, 3), padding=(same(1), same(1)), groups=3),
+    Case(5, 1, 1, (14, 15), (3, 3), padding=(same(1), same(1)), groups=15),
+    Case(3, 1, 1, (32, 33), (3, 3), stride=(2, 2), padding=(same(1), same(1)), groups=17),
+    Case(2, 1, 1, (31, 17), (5, 5), padding=(same(2), same(2)), groups=32),
+    Case(2, 1, 1, (17, 32), (7, 7), stride=(3, 2), padding=(same(3), same(3)), groups=5),
+    Case(1, 1, 1, (33, 16), (4, 6), stride=(1, 3), padding=ONE_SIDED, groups=33),
+    Case(2, 1, 1, (16, 17), (3, 3), padding=(same(2), same(2)), dilation=(2, 2), groups=16),
+    Case(2, 1, 2, (15, 16), (3, 3), stride=(2, 2), padding=(same(1), same(1)), groups=16),
+    Case(1, 1, 3, (9, 31), (5, 3), padding=(same(2), same(1)), groups=7),
+    Case(2, 1, 1, (3, 90), (1, 1), groups=65),
+    Case(1, 1, 1, (700,), (7,), (2,), ((6, 0),), (1,), groups=20),
+    Case(2, 1, 2, (33,), (3,), (1,), ((4, 0),), (2,), groups=9),
+)
+CASES += SHALLOW + DEPTHWISE
 
 cases = pytest.mark.parametrize("case", CASES, ids=str)
 dtypes = pytest.mark.parametrize("dtype", DTYPES)

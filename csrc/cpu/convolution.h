@@ -24,7 +24,6 @@ void correlate(const Correlation<T>& c) {
         case 4: return WinogradCorrelation<T, 4>(c).run();
         default: break;
     }
-    if (is_depthwise(c)) return last ? DepthwiseLast<T>(c).run() : DepthwiseFirst<T>(c).run();
     last ? CorrelationLast<T>(c).run() : CorrelationFirst<T>(c).run();
 }
 
@@ -109,6 +108,7 @@ void transposed_phase(const ConvolutionForward<T>& p, int64_t phase_y, int64_t p
 
 template <class T>
 void convolution_forward(const ConvolutionForward<T>& p) {
+    if (is_depthwise(p.shape)) return depthwise_sum<T>(p.shape, p.shape.transposed, p.x, p.w, p.b, p.activation, p.y);
     if (shallow::is_shallow<T>(p.shape)) {
         if (p.shape.transposed) return ShallowTransposed<T>(p).run();
         return p.shape.channels_last ? ShallowLast<T>(p).run() : ShallowFirst<T>(p).run();
@@ -158,9 +158,6 @@ void weight_gradients(const ConvolutionShape& s, const T* x, const T* g, T* grad
         if (grad_b) channel_sums<T>(s.batch, output_image(s), g, grad_b);
         return tile == 2 ? WinogradGradient<T, 2>(c, g, grad_w).run() : WinogradGradient<T, 4>(c, g, grad_w).run();
     }
-    if (is_depthwise(c))
-        return s.channels_last ? DepthwiseLast<T>(c).gradient(g, grad_w, grad_b)
-                               : DepthwiseFirst<T>(c).gradient(g, grad_w, grad_b);
     for (int64_t group = 0; group < s.groups; ++group)
         s.channels_last ? ConvolutionGradientLast<T>(c, g, grad_w, grad_b, group).run()
                         : ConvolutionGradientFirst<T>(c, g, grad_w, grad_b, group).run();
@@ -181,6 +178,12 @@ void convolution_backward(const ConvolutionBackward<T>& p) {
     const int64_t count = size_of(s.batch, image);
     Buffer<T> before(p.activation == Activation::none ? 0 : count);
     const T* g = before_activation<T>(p.activation, count, p.grad_y, p.y, before);
+    if (is_depthwise(s)) {
+        if (!s.transposed) return depthwise_gradients<T>(s, p.x, g, true, p.w, p.grad_x, p.grad_w, p.grad_b);
+        depthwise_gradients<T>(s, g, p.x, false, p.w, p.grad_x, p.grad_w, nullptr);
+        if (p.grad_b) channel_sums<T>(s.batch, image, g, p.grad_b);
+        return;
+    }
     if (p.grad_x) {
         ConvolutionShape transpose = s;
         transpose.transposed = !s.transposed;

@@ -97,6 +97,32 @@ TBPTT_INLINE V scale(V a, V n) {
 }
 #endif
 
+// Lane i is v[index[i]]; indices lie in 0 … lanes-1.
+#if defined(__AVX512F__)
+TBPTT_INLINE Vec<float> pick_lanes(Vec<float> v, VecBits<float> index) {
+    return (Vec<float>)TBPTT_X86(permutexvar, ps, (__m512i)index, v);
+}
+TBPTT_INLINE Vec<double> pick_lanes(Vec<double> v, VecBits<double> index) {
+    return (Vec<double>)TBPTT_X86(permutexvar, pd, (__m512i)index, v);
+}
+#elif defined(__AVX2__)
+TBPTT_INLINE Vec<float> pick_lanes(Vec<float> v, VecBits<float> index) {
+    return (Vec<float>)_mm256_permutevar8x32_ps(v, (__m256i)index);
+}
+// As pairs of 32 bits.
+TBPTT_INLINE Vec<double> pick_lanes(Vec<double> v, VecBits<double> index) {
+    const VecBits<double> pairs = (index * 2) | ((index * 2 + 1) << 32);
+    return (Vec<double>)_mm256_permutevar8x32_ps((__m256)v, (__m256i)pairs);
+}
+#else
+template <class V>
+TBPTT_INLINE V pick_lanes(V v, VecBits<std::remove_reference_t<decltype(V{}[0])>> index) {
+    V result = v;
+    for (int i = 0; i < static_cast<int>(sizeof(V) / sizeof(v[0])); ++i) result[i] = v[index[i]];
+    return result;
+}
+#endif
+
 // The product of the low 32 bits of every lane of 64 and of b.
 typedef std::uint64_t LowHalves __attribute__((vector_size(TBPTT_VECTOR_BYTES)));
 TBPTT_INLINE LowHalves multiply_low_halves(LowHalves a, std::uint32_t b) {

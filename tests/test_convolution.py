@@ -113,7 +113,7 @@ SHALLOW = (
     Case(2, 4, 35, (2100,), (3,), (2,), ((2, 0),), (1,)),
     Case(1, 13, 3, (33,), (7,), (3,), (same(9),), (3,)),
 )
-# Channels that meet themselves alone: sizes around registers, images smaller than the kernel's reach.
+# Channels that meet themselves alone: sizes around registers, images smaller than the kernel.
 DEPTHWISE = (
     Case(2, 1, 1, (7, 7), (3, 3), padding=(same(1), same(1)), groups=64),
     Case(1, 1, 1, (2, 1), (3, 3), padding=(same(1), same(1)), groups=3),

@@ -96,6 +96,24 @@ def test_bits_do_not_depend_on_threads(case: Case, last: bool, tile: Tile) -> No
 
 
 @native
+@layouts
+@tiles
+@pytest.mark.parametrize("sizes", [(0, 3, 4), (2, 0, 4), (2, 3, 0)], ids=str)
+def test_nothing_to_filter(last: bool, tile: Tile, sizes: tuple[int, int, int]) -> None:
+    """Without images or channels there are only biases, and gradients of zero."""
+    batch, inputs, outputs = sizes
+    x, w = np.ones((batch, inputs, 5, 6), np.float32), np.ones((outputs, inputs, 3, 3), np.float32)
+    more: dict[str, Any] = {"padding": 1, "layout": "NHWC" if last else "NCHW", "algo": tile}
+    y = tbptt_fast.conv2d(moved(x, last), w, np.ones(outputs, np.float32), **more)
+    assert np.all(y == 1)
+    grads = tbptt_fast.conv2d_backward(y, moved(x, last), w, **more)
+    assert grads.x is not None
+    assert grads.w is not None
+    assert not grads.x.any()
+    assert not grads.w.any()
+
+
+@native
 @dtypes
 @layouts
 @tiles

@@ -31,7 +31,8 @@ int64_t winograd_block(int64_t tile) {
 template <class T>
 int winograd_tile(const Correlation<T>& c) {
     constexpr double of_products = 1.25, of_pixels = 16, of_weights = 16, of_shared_weights = 45, least_gain = 1.15;
-    if (c.algorithm == Algorithm::direct) return 0;
+    const bool nothing = c.depth < 1 || c.columns < 1 || c.grid.positions() < 1;
+    if (c.algorithm == Algorithm::direct || nothing) return 0;
     if (c.algorithm == Algorithm::winograd_2x2) return 2;
     if (c.algorithm == Algorithm::winograd_4x4) return 4;
     const bool asked = c.algorithm == Algorithm::winograd;

@@ -33,6 +33,7 @@ template <class T>
 bool is_shallow(const ConvolutionShape& s) {
     constexpr int64_t channels = 16, stride = 8, bytes = 1 << 20, columns = 256;
     if (s.algorithm != Algorithm::automatic && s.algorithm != Algorithm::direct) return false;
+    if (s.inputs < 1 || s.outputs < 1) return false;
     if (s.groups != 1 || s.inputs >= channels || s.stride_x > stride || s.stride_y > stride) return false;
     const int64_t row = s.inputs * static_cast<int64_t>(sizeof(T));
     return s.kernel_height * (columns * s.stride_x + reach_x(s)) * row <= bytes &&

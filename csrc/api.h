@@ -304,11 +304,12 @@ struct Dropout {
     T* y;               // out = [count]
 };
 
-// Windows of kernel_y·kernel_x values on planes of size_y·size_x, which are thought to be surrounded by `padding`:
-// out = (size + 2·padding - kernel) / stride + 1, rounded down, with 2·padding <= kernel. All sizes are at least 1, but for
-// batch and channels. Arrays are [N, C, Y, X] or, with `channels_last`, [N, Y, X, C].
+// Windows of kernel_y·kernel_x values on planes of size_y·size_x. Window i of an axis begins at i·stride - before, and holds
+// at least one value of the plane; the plane is surrounded by padding, `before` and `behind` < kernel, and nothing is
+// counted beyond it, where the last window may reach. All sizes are at least 1, but for batch and channels. Arrays are
+// [N, C, Y, X] or, with `channels_last`, [N, Y, X, C].
 struct PoolAxis {
-    std::int64_t size, kernel, stride, padding, out;
+    std::int64_t size, kernel, stride, before, behind, out;
 };
 
 struct PoolShape {

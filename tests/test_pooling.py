@@ -29,8 +29,22 @@ CASES: tuple[tuple[tuple[int, int, int, int], Any, Any, Any], ...] = (
     ((1, 2, 3, 130), (3, 5), (1, 3), (1, 2)),
     ((3, 1, 1, 40), (2, 4), (1, 1), (1, 2)),
     ((1, 4, 40, 1), (7, 2), (1, 1), (3, 1)),
+    ((2, 5, 14, 14), 3, 2, 1),
+    ((1, 3, 9, 40), (3, 4), (2, 3), 1),
+)
+# What PyTorch does not know: more padding than half of the kernel, by sides, and by name.
+MORE: tuple[tuple[tuple[int, int, int, int], Any, Any, Any], ...] = (
+    ((1, 2, 9, 11), 3, 2, 2),
+    ((2, 3, 8, 37), (2, 4), (1, 2), ((1, 0), (0, 3))),
+    ((1, 17, 5, 6), (4, 3), (3, 1), ((0, 3), (2, 1))),
+    ((1, 2, 7, 33), 2, 1, "same"),
+    ((2, 3, 8, 9), (5, 4), (3, 2), "same"),
+    ((2, 3, 7, 9), 3, 5, "same"),
+    ((1, 5, 6, 8), (3, 2), (1, 2), "valid"),
 )
 cases = pytest.mark.parametrize("case", CASES, ids=str)
+all_cases = pytest.mark.parametrize("case", CASES + MORE, ids=str)
+ceil = pytest.mark.parametrize("ceil_mode", [False, True], ids=["down", "up"])
 dtypes = pytest.mark.parametrize("dtype", DTYPES)
 layouts = pytest.mark.parametrize("layout", LAYOUTS)
 include = pytest.mark.parametrize("count_include_pad", [True, False], ids=["padded", "inside"])
@@ -54,13 +68,14 @@ def area(kernel: Any) -> int:
 
 
 @pytest.mark.usefixtures("isa", "threads")
-@cases
+@all_cases
 @dtypes
 @layouts
+@ceil
 @pytest.mark.parametrize("ties", [False, True], ids=["distinct", "ties"])
-def test_max_pool(case: Any, dtype: str, layout: Any, ties: bool) -> None:
+def test_max_pool(case: Any, dtype: str, layout: Any, ceil_mode: bool, ties: bool) -> None:
     shape, kernel, stride, padding = case
-    options = {"stride": stride, "padding": padding, "layout": layout}
+    options = {"stride": stride, "padding": padding, "ceil_mode": ceil_mode, "layout": layout}
     x = images(shape, dtype, layout, ties=ties)
     y, indices = tbptt_fast.max_pool2d(x, kernel, **options)
     expected, places = reference.max_pool2d(x, kernel, **options)
@@ -77,13 +92,17 @@ def test_max_pool(case: Any, dtype: str, layout: Any, ties: bool) -> None:
 
 
 @pytest.mark.usefixtures("isa", "threads")
-@cases
+@all_cases
 @dtypes
 @layouts
+@ceil
 @include
-def test_avg_pool(case: Any, dtype: str, layout: Any, count_include_pad: bool) -> None:
+def test_avg_pool(
+    case: Any, dtype: str, layout: Any, ceil_mode: bool, count_include_pad: bool
+) -> None:
     shape, kernel, stride, padding = case
     options: dict[str, Any] = {"stride": stride, "padding": padding, "layout": layout}
+    options["ceil_mode"] = ceil_mode
     options["count_include_pad"] = count_include_pad
     x = images(shape, dtype, layout)
     y = tbptt_fast.avg_pool2d(x, kernel, **options)
@@ -119,14 +138,16 @@ def test_long_means_are_summed_in_double(layout: Any) -> None:
 
 
 @pytest.mark.usefixtures("isa")
-@cases
+@all_cases
 @dtypes
-def test_both_layouts_have_the_same_bits(case: Any, dtype: str) -> None:
+@ceil
+def test_both_layouts_have_the_same_bits(case: Any, dtype: str, ceil_mode: bool) -> None:
     shape, kernel, stride, padding = case
     results = []
     for layout in LAYOUTS:
         x = images(shape, dtype, layout)
-        options: Any = {"stride": stride, "padding": padding, "layout": layout}
+        options: Any = {"stride": stride, "padding": padding, "ceil_mode": ceil_mode}
+        options["layout"] = layout
         y, indices = tbptt_fast.max_pool2d(x, kernel, **options)
         mean = tbptt_fast.avg_pool2d(x, kernel, **options)
         spread = tbptt_fast.avg_pool2d_backward(mean, x.shape, kernel, **options)
@@ -210,13 +231,14 @@ def test_one_index_outside(layout: Any, value: int) -> None:
 @cases
 @dtypes
 @layouts
-def test_equals_torch(case: Any, dtype: str, layout: Any) -> None:
+@ceil
+def test_equals_torch(case: Any, dtype: str, layout: Any, ceil_mode: bool) -> None:
     torch = pytest.importorskip("torch")
     functional = torch.nn.functional
     shape, kernel, stride, padding = case
     plain = images(shape, dtype, "NCHW", ties=True)
     x = in_layout(plain, layout)
-    options: Any = {"stride": stride, "padding": padding}
+    options: Any = {"stride": stride, "padding": padding, "ceil_mode": ceil_mode}
     leaf = torch.tensor(plain, requires_grad=True)
 
     def check(ours: Any, theirs: Any, kind: str) -> None:
@@ -269,8 +291,9 @@ def test_nan_and_infinity_as_in_torch(dtype: str, layout: Any) -> None:
 def test_finite_differences(layout: Any) -> None:
     step = 1e-5
     x = images((2, 2, 5, 6), "float64", layout)
-    for stride, padding in itertools.product((1, 2, 4), (0, 1)):
-        options: Any = {"stride": stride, "padding": padding, "layout": layout}
+    for stride, padding, ceil_mode in itertools.product((1, 2, 4), (0, 1), (False, True)):
+        options: Any = {"stride": stride, "padding": padding, "ceil_mode": ceil_mode}
+        options["layout"] = layout
         y, indices = tbptt_fast.max_pool2d(x, 3, **options)
         grad = images(y.shape, "float64", "NCHW")
         whole = images((2, 2), "float64", "NCHW")
@@ -359,25 +382,28 @@ WRONG: list[tuple[str, tuple[Any, ...], dict[str, Any], type[Exception], str]] =
     ("max_pool2d", (X[:, :, :0], 2), {}, ValueError, "x: expected a plane of at least …0, 6]"),
     ("max_pool2d", (X, 0), {}, ValueError, "kernel: expected an integer >= 1, got 0"),
     ("max_pool2d", (X, 2.0), {}, TypeError, "kernel: expected an integer or …got float"),
-    ("max_pool2d", (X, (2, 2, 2)), {}, ValueError, "kernel: expected …got 3 items"),
+    ("max_pool2d", (X, (2, 2, 2)), {}, ValueError, "kernel: expected 2 integers, got 3"),
     ("max_pool2d", (X, (2, True)), {}, TypeError, "kernel: expected an integer, got bool"),
-    ("max_pool2d", (X, 2**31), {}, ValueError, "kernel: expected an integer below 2**31"),
+    ("max_pool2d", (X, 2**31), {}, ValueError, "kernel: expected sizes and strides below 2**31"),
     (
         "max_pool2d",
         (X, (5, 2)),
         {},
         ValueError,
-        "kernel: expected at most the plane with its padding, [4, 6], got [5, 2]",
+        "kernel: expected at most the plane with its padding, (4, 6), got (5, 2)",
     ),
     ("max_pool2d", (X, 2), {"stride": 0}, ValueError, "stride: expected an integer >= 1, got 0"),
     ("max_pool2d", (X, 2), {"padding": -1}, ValueError, "padding: expected an integer >= 0"),
     (
         "max_pool2d",
         (X, 3),
-        {"padding": (1, 2)},
+        {"padding": ((1, 2), (3, 0))},
         ValueError,
-        "padding: expected at most half of the kernel, [1, 1], got [1, 2]",
+        "padding: expected less than the kernel, (3, 3), got (1, 3) before and (2, 0) behind",
     ),
+    ("max_pool2d", (X, 2), {"padding": "full"}, ValueError, "padding: …'valid' or integers, got"),
+    ("max_pool2d", (X, 2), {"padding": 2**62}, ValueError, "padding: expected less than the ker"),
+    ("max_pool2d", (X, 2), {"ceil_mode": 1}, TypeError, "ceil_mode: expected True or False, got"),
     ("max_pool2d", (X, 2), {"layout": "CHWN"}, ValueError, "layout: expected …got 'CHWN'"),
     ("max_pool2d", (X, 2), {"layout": None}, TypeError, "layout: expected a string, got None"),
     ("max_pool2d", (HUGE, 2), {}, ValueError, "x: expected planes of less than 2**31 values"),
@@ -399,7 +425,7 @@ WRONG: list[tuple[str, tuple[Any, ...], dict[str, Any], type[Exception], str]] =
     ("max_pool2d_backward", (Y, PLACES, (2, 3, 0, 6)), {}, ValueError, "input_shape: expected a p"),
     ("max_pool2d_backward", (Y, PLACES, (2, 5, 4, 6)), {}, ValueError, "grad_out: expected shape"),
     ("avg_pool2d_backward", (Y, X.shape, 3), {}, ValueError, "grad_out: expected shape [2, 3, 1,"),
-    ("avg_pool2d_backward", (Y, X.shape, 2), {"padding": 2}, ValueError, "padding: expected at"),
+    ("avg_pool2d_backward", (Y, X.shape, 2), {"padding": 2}, ValueError, "padding: expected less"),
     ("global_avg_pool2d", (X[0],), {}, ValueError, "x: expected 4 dimensions"),
     ("global_avg_pool2d_backward", (Y, X.shape), {}, ValueError, "grad_out: expected shape [2, 3]"),
 ]

@@ -2,42 +2,12 @@
 #include "convolution_options.h"
 
 #include <algorithm>
-#include <array>
+
+#include "windows.h"
 
 namespace tbptt::python {
 
 namespace {
-
-using Pair = std::array<int64_t, 2>;  // vertical and horizontal, or the two sides of one direction
-
-bool is_sequence(py::handle given) { return py::isinstance<py::tuple>(given) || py::isinstance<py::list>(given); }
-
-// One integer for both directions, or one for each; with one dimension, one integer.
-Pair read_pair(py::handle given, int rank, int64_t least, const Argument& argument) {
-    const int64_t none = least == 0 ? 0 : 1;  // along the missing dimension
-    if (to_index(given)) {
-        const int64_t value = read_integer(given, least, argument);
-        return {rank == 1 ? none : value, value};
-    }
-    if (!is_sequence(given))
-        argument.type_error("expected an integer or a tuple of " + std::to_string(rank) + ", got " + type_name(given));
-    const py::sequence items = py::reinterpret_borrow<py::sequence>(given);
-    if (py::len(items) != static_cast<std::size_t>(rank))
-        argument.value_error("expected " + std::to_string(rank) + " integer" + (rank > 1 ? "s" : "") + ", got " +
-                             std::to_string(py::len(items)));
-    const int64_t last = read_integer(items[static_cast<std::size_t>(rank - 1)], least, argument);
-    return {rank == 1 ? none : read_integer(items[0], least, argument), last};
-}
-
-bool is_nested(py::handle given) {
-    if (!is_sequence(given)) return false;
-    const py::sequence items = py::reinterpret_borrow<py::sequence>(given);
-    return py::len(items) > 0 && is_sequence(items[0]);
-}
-
-struct Padding {
-    int64_t before, behind;
-};
 
 class Reader {
    public:
@@ -93,7 +63,7 @@ class Reader {
         if (w_.shape(1) != s_.inputs / s_.groups)
             argument("w").value_error("expected " + std::to_string(s_.inputs / s_.groups) +
                                       " input channels per group (dimension 1), got shape " + format_shape(w_));
-        const std::array<Padding, 2> pads = read_padding();
+        const std::array<Sides, 2> pads = read_padding();
         s_.out_height = output_size("height", s_.height, s_.kernel_height, s_.stride_y, s_.dilation_y, pads[0]);
         s_.out_width = output_size("width", s_.width, s_.kernel_width, s_.stride_x, s_.dilation_x, pads[1]);
     }
@@ -102,7 +72,7 @@ class Reader {
         const Pair more = read_pair(options_.output_padding, op_.rank, 0, argument("output_padding"));
         if (py::isinstance<py::str>(options_.padding))
             argument("padding").value_error("expected integers, got '" + std::string(py::str(options_.padding)) + "'");
-        const std::array<Padding, 2> pads = read_padding();
+        const std::array<Sides, 2> pads = read_padding();
         s_.groups = read_integer(options_.groups, 1, argument("groups"));
         if (w_.shape(0) != s_.outputs)
             argument("w").value_error("expected " + std::to_string(s_.outputs) +
@@ -137,54 +107,18 @@ class Reader {
         return found;
     }
 
-    static std::string format_pair(const Pair& pair) {
-        return "(" + std::to_string(pair[0]) + ", " + std::to_string(pair[1]) + ")";
-    }
-
-    std::array<Padding, 2> read_padding() {
-        const std::array<Padding, 2> pads = read_sides();
+    std::array<Sides, 2> read_padding() {
+        const std::array<Sides, 2> pads = read_sides(options_.padding, op_.rank,
+                                                     {{{s_.height, s_.kernel_height, s_.stride_y, s_.dilation_y},
+                                                       {s_.width, s_.kernel_width, s_.stride_x, s_.dilation_x}}},
+                                                     argument("padding"));
         s_.pad_top = pads[0].before;
         s_.pad_left = pads[1].before;
         return pads;
     }
 
-    std::array<Padding, 2> read_sides() const {
-        const int rank = op_.rank;
-        const py::handle given = options_.padding;
-        if (py::isinstance<py::str>(given)) {
-            const std::string name = py::str(given);
-            if (name == "valid") return {};
-            if (name == "same")
-                return {same(s_.height, s_.kernel_height, s_.stride_y, s_.dilation_y),
-                        same(s_.width, s_.kernel_width, s_.stride_x, s_.dilation_x)};
-            if (name == "causal" && rank == 1)
-                return {Padding{0, 0}, Padding{s_.dilation_x * (s_.kernel_width - 1), 0}};
-            argument("padding").value_error(std::string("expected 'same', 'valid'") + (rank == 1 ? ", 'causal'" : "") +
-                                            " or integers, got '" + name + "'");
-        }
-        if (is_nested(given)) {
-            const py::sequence sides = py::reinterpret_borrow<py::sequence>(given);
-            if (py::len(sides) != static_cast<std::size_t>(rank))
-                argument("padding").value_error("expected " + std::to_string(rank) + " pairs of sides, got " +
-                                                std::to_string(py::len(sides)));
-            const Pair last = read_pair(sides[static_cast<std::size_t>(rank - 1)], 2, 0, argument("padding"));
-            const Pair first = rank == 1 ? Pair{0, 0} : read_pair(sides[0], 2, 0, argument("padding"));
-            return {Padding{first[0], first[1]}, Padding{last[0], last[1]}};
-        }
-        const Pair both = read_pair(given, rank, 0, argument("padding"));
-        return {Padding{both[0], both[0]}, Padding{both[1], both[1]}};
-    }
-
-    // As many outputs as inputs (with a stride, as many as it reaches); an odd zero goes behind.
-    static Padding same(int64_t size, int64_t kernel, int64_t stride, int64_t dilation) {
-        const int64_t outputs = (size + stride - 1) / stride;
-        const int64_t reach = (outputs > 0 ? (outputs - 1) * stride : 0) + dilation * (kernel - 1) + 1;
-        const int64_t total = reach > size ? reach - size : 0;
-        return {total / 2, total - total / 2};
-    }
-
     int64_t output_size(const char* direction, int64_t size, int64_t kernel, int64_t stride, int64_t dilation,
-                        const Padding& pad) const {
+                        const Sides& pad) const {
         constexpr int64_t limit = int64_t{1} << 40;  // far beyond memory; keeps what follows from overflowing
         for (const int64_t value : {stride, dilation, pad.before, pad.behind})
             if (value > limit) argument("padding").value_error("expected stride, dilation and padding below 2**40");
@@ -196,7 +130,7 @@ class Reader {
         return (room - dilation * (kernel - 1) - 1) / stride + 1;
     }
 
-    int64_t transposed_size(int64_t size, int64_t kernel, int64_t stride, int64_t dilation, const Padding& pad,
+    int64_t transposed_size(int64_t size, int64_t kernel, int64_t stride, int64_t dilation, const Sides& pad,
                             int64_t more) const {
         constexpr int64_t limit = int64_t{1} << 30;  // far beyond memory; keeps what follows from overflowing
         for (const int64_t value : {size, kernel, stride, dilation, pad.before, pad.behind})

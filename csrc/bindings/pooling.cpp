@@ -1,37 +1,12 @@
 // Pooling over planes.
+#include <algorithm>
+
 #include "../dispatch.h"
-#include "arguments.h"
+#include "windows.h"
 
 namespace tbptt::python {
 
 namespace {
-
-struct Pair {
-    int64_t y, x;
-};
-
-int64_t read_extent(py::handle given, int64_t least, const Argument& argument) {
-    const int64_t value = read_integer(given, least, argument);
-    if (value > std::numeric_limits<std::int32_t>::max())  // products with it stay in range
-        argument.value_error("expected an integer below 2**31, got " + std::to_string(value));
-    return value;
-}
-
-// An integer for both axes, or one each.
-Pair read_pair(py::handle given, int64_t least, const Argument& argument) {
-    if (!py::isinstance<py::tuple>(given) && !py::isinstance<py::list>(given)) {
-        if (!to_index(given)) argument.type_error("expected an integer or a pair of integers, got " + type_name(given));
-        const int64_t both = read_extent(given, least, argument);
-        return {both, both};
-    }
-    const auto items = py::reinterpret_borrow<py::sequence>(given);
-    if (items.size() != 2)
-        argument.value_error("expected an integer or a pair of integers, got " + std::to_string(items.size()) +
-                             " items");
-    return {read_extent(py::object(items[0]), least, argument), read_extent(py::object(items[1]), least, argument)};
-}
-
-std::string format_pair(int64_t y, int64_t x) { return format_shape({y, x}); }
 
 // Batches of images: [N, C, Y, X] or [N, Y, X, C].
 struct Images {
@@ -84,21 +59,38 @@ struct Pool {
     Images pooled() const { return {shape.batch, shape.channels, shape.y.out, shape.x.out, shape.channels_last}; }
 };
 
-Pool read_pool(const Images& images, py::handle kernel_given, py::handle stride_given, py::handle padding_given,
-               const char* op) {
-    const Pair kernel = read_pair(kernel_given, 1, {op, "kernel"});
-    const Pair stride = stride_given.is_none() ? kernel : read_pair(stride_given, 1, {op, "stride"});
-    const Pair padding = read_pair(padding_given, 0, {op, "padding"});
-    if (padding.y > kernel.y / 2 || padding.x > kernel.x / 2)
-        Argument{op, "padding"}.value_error("expected at most half of the kernel, " +
-                                            format_pair(kernel.y / 2, kernel.x / 2) + ", got " +
-                                            format_pair(padding.y, padding.x));
-    const Pair room{images.y + 2 * padding.y, images.x + 2 * padding.x};
-    if (kernel.y > room.y || kernel.x > room.x)
-        Argument{op, "kernel"}.value_error("expected at most the plane with its padding, " +
-                                           format_pair(room.y, room.x) + ", got " + format_pair(kernel.y, kernel.x));
-    const PoolAxis y{images.y, kernel.y, stride.y, padding.y, (room.y - kernel.y) / stride.y + 1},
-        x{images.x, kernel.x, stride.x, padding.x, (room.x - kernel.x) / stride.x + 1};
+struct PoolOptions {
+    py::handle kernel, stride, padding, ceil_mode;
+};
+
+// The windows of one axis. Rounded up, the last one may reach behind the padding, but begins before that.
+PoolAxis read_axis(const Windows& w, const Sides& pad, bool ceil_mode) {
+    const int64_t steps = w.size + pad.before + pad.behind - w.kernel + (ceil_mode ? w.stride - 1 : 0);
+    int64_t out = steps < 0 ? 0 : steps / w.stride + 1;
+    if (ceil_mode && out > 0 && (out - 1) * w.stride >= w.size + pad.before) --out;
+    return {w.size, w.kernel, w.stride, pad.before, pad.behind, out};
+}
+
+Pool read_pool(const Images& images, const PoolOptions& options, const char* op) {
+    const Pair kernel = read_pair(options.kernel, 2, 1, {op, "kernel"});
+    const Pair stride = options.stride.is_none() ? kernel : read_pair(options.stride, 2, 1, {op, "stride"});
+    const std::array<Windows, 2> windows{{{images.y, kernel[0], stride[0], 1}, {images.x, kernel[1], stride[1], 1}}};
+    const bool ceil_mode = read_bool(options.ceil_mode, {op, "ceil_mode"});
+    for (const int64_t value : {kernel[0], kernel[1], stride[0], stride[1], images.y, images.x})
+        if (value > std::numeric_limits<std::int32_t>::max())  // sums and products stay in range
+            Argument{op, "kernel"}.value_error("expected sizes and strides below 2**31, got " + std::to_string(value));
+    const std::array<Sides, 2> pads = read_sides(options.padding, 2, windows, {op, "padding"});
+    const Pair before{pads[0].before, pads[1].before}, behind{pads[0].behind, pads[1].behind};
+    for (int i = 0; i < 2; ++i)
+        if (std::max(before[i], behind[i]) >= kernel[i])
+            Argument{op, "padding"}.value_error("expected less than the kernel, " + format_pair(kernel) + ", got " +
+                                                format_pair(before) + " before and " + format_pair(behind) + " behind");
+    const PoolAxis y = read_axis(windows[0], pads[0], ceil_mode), x = read_axis(windows[1], pads[1], ceil_mode);
+    if (y.out < 1 || x.out < 1)
+        Argument{op, "kernel"}.value_error(
+            "expected at most the plane with its padding, " +
+            format_pair({images.y + before[0] + behind[0], images.x + before[1] + behind[1]}) + ", got " +
+            format_pair(kernel));
     return {images, {images.batch, images.channels, y, x, images.channels_last}};
 }
 
@@ -175,15 +167,15 @@ py::array global_avg_pool(const Images& images, const py::array& given) {
 }  // namespace
 
 void register_pooling(py::module_& module) {
-    module.def("max_pool2d",
-               [](py::handle x, py::handle kernel, py::handle stride, py::handle padding, py::handle layout) {
-                   const char* op = "max_pool2d";
-                   const py::array array = to_array(x, {op, "x"});
-                   const DType dtype = float_dtype(array, {op, "x"});
-                   const Images images = read_images(array, read_channels_last(layout, op), {op, "x"});
-                   const Pool pool = read_pool(images, kernel, stride, padding, op);
-                   return with_dtype(dtype, [&](auto zero) { return max_pool<decltype(zero)>(pool, array); });
-               });
+    module.def("max_pool2d", [](py::handle x, py::handle kernel, py::handle stride, py::handle padding,
+                                py::handle ceil_mode, py::handle layout) {
+        const char* op = "max_pool2d";
+        const py::array array = to_array(x, {op, "x"});
+        const DType dtype = float_dtype(array, {op, "x"});
+        const Images images = read_images(array, read_channels_last(layout, op), {op, "x"});
+        const Pool pool = read_pool(images, {kernel, stride, padding, ceil_mode}, op);
+        return with_dtype(dtype, [&](auto zero) { return max_pool<decltype(zero)>(pool, array); });
+    });
     module.def("max_pool2d_backward",
                [](py::handle grad_out, py::handle indices_given, py::handle input_shape, py::handle layout) {
                    const char* op = "max_pool2d_backward";
@@ -201,27 +193,27 @@ void register_pooling(py::module_& module) {
                    });
                });
     module.def("avg_pool2d", [](py::handle x, py::handle kernel, py::handle stride, py::handle padding,
-                                py::handle count_include_pad, py::handle layout) {
+                                py::handle ceil_mode, py::handle count_include_pad, py::handle layout) {
         const char* op = "avg_pool2d";
         const py::array array = to_array(x, {op, "x"});
         const DType dtype = float_dtype(array, {op, "x"});
         const Images images = read_images(array, read_channels_last(layout, op), {op, "x"});
-        const Pool pool = read_pool(images, kernel, stride, padding, op);
+        const Pool pool = read_pool(images, {kernel, stride, padding, ceil_mode}, op);
         const bool count = read_bool(count_include_pad, {op, "count_include_pad"});
         return with_dtype(dtype, [&](auto zero) { return avg_pool<decltype(zero)>(pool, count, array); });
     });
-    module.def(
-        "avg_pool2d_backward", [](py::handle grad_out, py::handle input_shape, py::handle kernel, py::handle stride,
-                                  py::handle padding, py::handle count_include_pad, py::handle layout) {
-            const char* op = "avg_pool2d_backward";
-            const py::array array = to_array(grad_out, {op, "grad_out"});
-            const DType dtype = float_dtype(array, {op, "grad_out"});
-            const Images images = read_input_shape(input_shape, read_channels_last(layout, op), op);
-            const Pool pool = read_pool(images, kernel, stride, padding, op);
-            const bool count = read_bool(count_include_pad, {op, "count_include_pad"});
-            check_extents(extents_of(array), image_extents(pool.pooled()), {op, "grad_out"});
-            return with_dtype(dtype, [&](auto zero) { return avg_pool_backward<decltype(zero)>(pool, count, array); });
-        });
+    module.def("avg_pool2d_backward", [](py::handle grad_out, py::handle input_shape, py::handle kernel,
+                                         py::handle stride, py::handle padding, py::handle ceil_mode,
+                                         py::handle count_include_pad, py::handle layout) {
+        const char* op = "avg_pool2d_backward";
+        const py::array array = to_array(grad_out, {op, "grad_out"});
+        const DType dtype = float_dtype(array, {op, "grad_out"});
+        const Images images = read_input_shape(input_shape, read_channels_last(layout, op), op);
+        const Pool pool = read_pool(images, {kernel, stride, padding, ceil_mode}, op);
+        const bool count = read_bool(count_include_pad, {op, "count_include_pad"});
+        check_extents(extents_of(array), image_extents(pool.pooled()), {op, "grad_out"});
+        return with_dtype(dtype, [&](auto zero) { return avg_pool_backward<decltype(zero)>(pool, count, array); });
+    });
     module.def("global_avg_pool2d", [](py::handle x, py::handle layout) {
         const char* op = "global_avg_pool2d";
         const py::array array = to_array(x, {op, "x"});
@@ -239,8 +231,8 @@ void register_pooling(py::module_& module) {
         const Pool pool{images,
                         {images.batch,
                          images.channels,
-                         {images.y, images.y, 1, 0, 1},
-                         {images.x, images.x, 1, 0, 1},
+                         {images.y, images.y, 1, 0, 0, 1},
+                         {images.x, images.x, 1, 0, 0, 1},
                          images.channels_last}};
         return with_dtype(dtype, [&](auto zero) { return avg_pool_backward<decltype(zero)>(pool, true, array); });
     });

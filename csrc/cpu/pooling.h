@@ -1,8 +1,8 @@
-// Pooling over windows of planes, forward and backward, for channels before the plane and behind it.
+// Pooling over windows of planes, for channels before the plane and behind it: what its kinds share.
 //
-// With channels last, channels are the vector. With channels first, neighbouring outputs of a row are; those whose windows
-// reach into the padding, and rows shorter than a vector, go one by one. A window is walked row by row, and so are the
-// windows of a value: the layout does not change a bit.
+// With channels last, channels are the vector. With channels first, neighbouring windows of a row are; rows that need
+// padding, or are shorter than a vector, are copied to where padding surrounds them. A window is walked row by row, and so
+// are the windows of a value: the layout does not change a bit.
 #pragma once
 
 #include <utility>
@@ -14,28 +14,29 @@
 namespace tbptt {
 namespace TBPTT_ISA {
 
-constexpr int64_t channel_block = 64;      // channels that one worker sums up side by side
-constexpr double cost_of_a_pooled = 3;     // one value of a window, in units of `threads_for`
-constexpr double cost_of_a_scattered = 6;  // one gradient that is added where its index points
+constexpr int64_t channel_block = 64;   // channels that one worker sums up side by side
+constexpr double cost_of_a_pooled = 3;  // one value of a window, in units of `threads_for`
 
 TBPTT_INLINE int64_t length(Range range) { return range.end - range.begin; }
 
+TBPTT_INLINE int64_t start_of(const PoolAxis& axis, int64_t window) { return window * axis.stride - axis.before; }
+
 // The part of window `index` that lies on the plane; never empty.
 TBPTT_INLINE Range window(const PoolAxis& axis, int64_t index) {
-    const int64_t first = index * axis.stride - axis.padding;
+    const int64_t first = start_of(axis, index);
     return {larger<int64_t>(first, 0), smaller(first + axis.kernel, axis.size)};
+}
+
+// Its length on the plane, or on the plane and its padding.
+TBPTT_INLINE int64_t counted(const PoolAxis& axis, int64_t index, bool count_padding) {
+    if (!count_padding) return length(window(axis, index));
+    return smaller(axis.kernel, axis.size + axis.behind - start_of(axis, index));
 }
 
 // The windows that contain `place`.
 TBPTT_INLINE Range windows_with(const PoolAxis& axis, int64_t place) {
-    const int64_t padded = place + axis.padding, behind = padded - axis.kernel + axis.stride;
+    const int64_t padded = place + axis.before, behind = padded - axis.kernel + axis.stride;
     return {behind > 0 ? behind / axis.stride : 0, smaller(padded / axis.stride + 1, axis.out)};
-}
-
-// The windows that lie on the plane as a whole.
-TBPTT_INLINE Range inner_windows(const PoolAxis& axis) {
-    const int64_t first = ceil_div(axis.padding, axis.stride), room = axis.size + axis.padding - axis.kernel;
-    return {first, larger(first, room < 0 ? 0 : smaller(room / axis.stride + 1, axis.out))};
 }
 
 #if defined(__has_builtin)
@@ -82,327 +83,136 @@ TBPTT_INLINE VecBits<T> places_apart(int64_t stride) {
     return places;
 }
 
-// One result or a vector of them, of which the first `count` are stored.
+// The rows of a plane that windows are looking at, from where the first window of a row begins: the plane itself where all
+// windows of a row lie on it, and there is a vector of them; else copies, in a ring, between values that change nothing.
 template <class T>
-TBPTT_INLINE void put(T* to, T value, int64_t) {
-    *to = value;
-}
+class PlaneRows {
+   public:
+    static TBPTT_INLINE bool direct(const PoolAxis& x) {
+        return x.before == 0 && start_of(x, x.out - 1) + x.kernel <= x.size && x.out >= lanes<T>;
+    }
+    static TBPTT_INLINE int64_t pitch(const PoolAxis& x) {
+        return direct(x) ? 0 : ceil_div(x.out, lanes<T>) * lanes<T> * x.stride + x.kernel;
+    }
+    static TBPTT_INLINE int64_t slots(const PoolAxis& y) { return smaller(y.kernel, y.size); }
 
-template <class T>
-TBPTT_INLINE void put(T* to, Vec<T> value, int64_t count) {
-    store_partial(to, value, count);
-}
-
-template <class T>
-TBPTT_INLINE void put_places(int64_t* to, VecBits<T> places, int64_t count) {
-    Place<T> place[lanes<T>];
-    __builtin_memcpy(place, &places, sizeof(places));
-    if (count >= lanes<T>)
-        for (int i = 0; i < lanes<T>; ++i) to[i] = place[i];  // of constant length: vectors widen it
-    else
-        for (int64_t i = 0; i < count; ++i) to[i] = place[i];
-}
-
-template <class T>
-TBPTT_INLINE void put_places(int64_t* to, int64_t place, int64_t) {
-    *to = place;
-}
-
-// What a pool makes of a window: V is T or Vec<T>, I the integers beside it.
-template <class T>
-struct MaxPool {
-    T* y;
-    int64_t* indices;
-
-    // Of equal values the first stays. A NaN replaces everything, a NaN before it too: as in PyTorch.
-    template <class V, class I>
-    struct State {
-        V value;
-        I place;
-        TBPTT_INLINE void take(V next, I where) {
-            const auto wins = (next > value) | (next != next);
-            value = wins ? next : value;
-            place = wins ? where : place;
-        }
-    };
-
-    template <class V, class I>
-    TBPTT_INLINE State<V, I> start(I first) const {
-        return {V{} - static_cast<T>(__builtin_inf()), first};
+    PlaneRows(const PoolShape& s, T* memory, T outside)
+        : x_(s.x), memory_(memory), pitch_(pitch(s.x)), slots_(slots(s.y)) {
+        fill(memory, pitch_ * slots_, outside);
     }
 
-    template <class V, class I>
-    TBPTT_INLINE void finish(const State<V, I>& state, Range, Range, int64_t offset, int64_t count) const {
-        put<T>(y + offset, state.value, count);
-        put_places<T>(indices + offset, state.place, count);
+    // Goes to a row of windows; those of a plane come in their order.
+    TBPTT_INLINE void show(const T* plane, Range rows) {
+        if (plane != plane_) copied_ = 0;
+        plane_ = plane;
+        for (int64_t row = larger(copied_, rows.begin); pitch_ > 0 && row < rows.end; ++row)
+            __builtin_memcpy(memory_ + row % slots_ * pitch_ + x_.before, plane + row * x_.size,
+                             static_cast<std::size_t>(x_.size) * sizeof(T));
+        copied_ = rows.end;
     }
+
+    TBPTT_INLINE const T* operator[](int64_t row) const {
+        return pitch_ > 0 ? memory_ + row % slots_ * pitch_ : plane_ + row * x_.size;
+    }
+
+   private:
+    const PoolAxis& x_;
+    T* const memory_;
+    const int64_t pitch_, slots_;
+    const T* plane_ = nullptr;
+    int64_t copied_ = 0;
 };
 
-TBPTT_INLINE int64_t average_over(const PoolShape& shape, bool count_padding, Range rows, Range columns) {
-    return count_padding ? shape.y.kernel * shape.x.kernel : length(rows) * length(columns);
-}
+// What makes something of windows (max_pool.h, avg_pool.h): `outside` changes nothing; start(place) is the state of a window
+// that begins there, take(value, place) adds to it, and finish(state, count, offset, number) stores the first `number`
+// results of a vector of windows of `count` values.
+template <class T, class Pool>
+class PoolForward {
+   public:
+    PoolForward(const PoolShape& shape, bool count_padding, const T* x, const Pool& pool)
+        : s_(shape),
+          count_padding_(count_padding),
+          x_(x),
+          pool_(pool),
+          threads_(threads_for(cost_of_a_pooled * static_cast<double>(s_.batch * s_.channels) *
+                               static_cast<double>(s_.y.out * s_.x.out) *
+                               static_cast<double>(s_.y.kernel * s_.x.kernel))),
+          strip_(s_.channels_last ? 0 : PlaneRows<T>::pitch(s_.x) * PlaneRows<T>::slots(s_.y)),
+          memory_(strip_ * threads_),
+          counts_(s_.x.out + lanes<T>) {
+        for (int64_t i = 0; i < s_.x.out; ++i) counts_[i] = static_cast<T>(counted(s_.x, i, count_padding));
+        fill(counts_ + s_.x.out, lanes<T>, T{1});
+    }
 
-template <class T>
-struct AvgPool {
-    const AvgPoolForward<T>& p;
+    // Rows of windows are shared out.
+    void run() {
+        const int64_t planes = s_.channels_last ? s_.batch : s_.batch * s_.channels;
+        const int64_t plane = s_.y.size * s_.x.size * (s_.channels_last ? s_.channels : 1);
+        run_parallel(threads_, [&](const Worker& worker) {
+            const Range mine = split(planes * s_.y.out, worker);
+            if (s_.channels_last) {
+                for (int64_t i = mine.begin; i < mine.end; ++i) row_of_channels(x_ + i / s_.y.out * plane, i);
+                return;
+            }
+            PlaneRows<T> rows(s_, memory_ + strip_ * worker.index, Pool::outside());
+            for (int64_t i = mine.begin; i < mine.end; ++i) {
+                rows.show(x_ + i / s_.y.out * plane, window(s_.y, i % s_.y.out));
+                row_of_windows(rows, i);
+            }
+        });
+    }
 
-    template <class V>
-    struct State {
-        V value;
-        template <class I>
-        TBPTT_INLINE void take(V next, I) {
-            value += next;
+   private:
+    TBPTT_INLINE T rows_counted(int64_t index) const {
+        return static_cast<T>(counted(s_.y, index % s_.y.out, count_padding_));
+    }
+
+    TBPTT_INLINE void row_of_windows(const PlaneRows<T>& rows, int64_t index) const {
+        constexpr int64_t L = lanes<T>;
+        const PoolAxis& x = s_.x;
+        const Range down = window(s_.y, index % s_.y.out);
+        const VecBits<T> steps = places_apart<T>(x.stride), none{};
+        const T count = rows_counted(index);
+        for (int64_t i = 0; i < x.out; i += L) {
+            // The last vector may overlap the one before; where rows are copied, it may hold more than there is.
+            const int64_t first = x.out < L ? 0 : smaller(i, x.out - L), begin = start_of(x, first);
+            const VecBits<T> columns = steps + all_at<T>(begin);
+            auto state =
+                pool_.template start<Vec<T>>((columns > none ? columns : none) + all_at<T>(down.begin * x.size));
+            for (int64_t row = down.begin; row < down.end; ++row) {
+                const T* const values = rows[row] + first * x.stride;
+                for (int64_t k = 0; k < x.kernel; ++k)
+                    state.take(load_strided(values + k, x.stride), columns + all_at<T>(row * x.size + k));
+            }
+            pool_.finish(state, load(counts_ + first) * count, index * x.out + first, x.out - first);
         }
-    };
-
-    template <class V, class I>
-    TBPTT_INLINE State<V> start(I) const {
-        return {V{}};
     }
 
-    template <class V>
-    TBPTT_INLINE void finish(const State<V>& state, Range rows, Range columns, int64_t offset, int64_t count) const {
-        put<T>(p.y + offset, state.value / static_cast<T>(average_over(p.shape, p.count_padding, rows, columns)),
-               count);
+    // The same for the windows of all channels.
+    TBPTT_INLINE void row_of_channels(const T* image, int64_t index) const {
+        const int64_t channels = s_.channels, width = s_.x.size;
+        const Range down = window(s_.y, index % s_.y.out);
+        const T count = rows_counted(index);
+        for (int64_t i = 0; i < s_.x.out; ++i) {
+            const Range across = window(s_.x, i);
+            for (int64_t c = 0; c < channels; c += lanes<T>) {
+                auto state = pool_.template start<Vec<T>>(all_at<T>(down.begin * width + across.begin));
+                for (int64_t row = down.begin; row < down.end; ++row)
+                    for (int64_t p = row * width + across.begin; p < row * width + across.end; ++p)
+                        state.take(load_partial(image + p * channels + c, channels - c), all_at<T>(p));
+                pool_.finish(state, broadcast(counts_[i] * count), (index * s_.x.out + i) * channels + c, channels - c);
+            }
+        }
     }
+
+    const PoolShape& s_;
+    const bool count_padding_;
+    const T* const x_;
+    const Pool pool_;
+    const int threads_;
+    const int64_t strip_;  // elements of a worker's copies
+    Buffer<T> memory_, counts_;
 };
-
-// Walks one window: read(place) gives the values at a place of the plane, where(place) their places.
-template <class V, class Pool, class Read, class Where>
-TBPTT_INLINE void pool_window(const Pool& pool, Range rows, Range columns, int64_t width, Read read, Where where,
-                              int64_t offset, int64_t count) {
-    auto state = pool.template start<V>(where(rows.begin * width + columns.begin));
-    for (int64_t row = rows.begin; row < rows.end; ++row)
-        for (int64_t place = row * width + columns.begin; place < row * width + columns.end; ++place)
-            state.take(read(place), where(place));
-    pool.finish(state, rows, columns, offset, count);
-}
-
-// One row of windows of one plane; `offset` is that of its first result.
-template <class T, class Pool>
-TBPTT_INLINE void pool_row(const Pool& pool, const PoolAxis& x, const T* plane, Range rows, int64_t offset) {
-    constexpr int64_t L = lanes<T>;
-    const auto one_by_one = [&](int64_t first, int64_t end) {
-        for (int64_t i = first; i < end; ++i)
-            pool_window<T>(
-                pool, rows, window(x, i), x.size, [&](int64_t place) { return plane[place]; },
-                [](int64_t place) { return place; }, offset + i, 1);
-    };
-    const Range inner = inner_windows(x);
-    if (length(inner) < L) return one_by_one(0, x.out);
-    one_by_one(0, inner.begin);
-    const VecBits<T> steps = places_apart<T>(x.stride);
-    for (int64_t i = inner.begin; i < inner.end; i += L) {
-        const int64_t from = smaller(i, inner.end - L);  // the last vector may overlap the one before
-        pool_window<Vec<T>>(
-            pool, rows, window(x, from), x.size, [&](int64_t place) { return load_strided(plane + place, x.stride); },
-            [&](int64_t place) { return steps + all_at<T>(place); }, offset + from, L);
-    }
-    one_by_one(inner.end, x.out);
-}
-
-// The same for the windows of all channels.
-template <class T, class Pool>
-TBPTT_INLINE void pool_row_of_channels(const Pool& pool, const PoolShape& shape, const T* image, Range rows,
-                                       int64_t offset) {
-    const int64_t channels = shape.channels;
-    for (int64_t i = 0; i < shape.x.out; ++i)
-        for (int64_t c = 0; c < channels; c += lanes<T>)
-            pool_window<Vec<T>>(
-                pool, rows, window(shape.x, i), shape.x.size,
-                [&](int64_t place) { return load_partial(image + place * channels + c, channels - c); },
-                [](int64_t place) { return all_at<T>(place); }, offset + i * channels + c, channels - c);
-}
-
-TBPTT_INLINE int threads_for_windows(const PoolShape& s, double more = 0) {
-    const double results = static_cast<double>(s.batch * s.channels) * static_cast<double>(s.y.out * s.x.out);
-    return threads_for(cost_of_a_pooled * (results * static_cast<double>(s.y.kernel * s.x.kernel) + more));
-}
-
-// Rows of windows are shared out.
-template <class T, class Pool>
-TBPTT_INLINE void pool_forward(const PoolShape& s, const T* x, const Pool& pool) {
-    const int64_t planes = s.channels_last ? s.batch : s.batch * s.channels, depth = s.channels_last ? s.channels : 1;
-    run_parallel(threads_for_windows(s), [&](const Worker& worker) {
-        const Range mine = split(planes * s.y.out, worker);
-        for (int64_t i = mine.begin; i < mine.end; ++i) {
-            const T* plane = x + i / s.y.out * s.y.size * s.x.size * depth;
-            const Range rows = window(s.y, i % s.y.out);
-            const int64_t offset = i * s.x.out * depth;
-            if (s.channels_last)
-                pool_row_of_channels(pool, s, plane, rows, offset);
-            else
-                pool_row(pool, s.x, plane, rows, offset);
-        }
-    });
-}
-
-template <class T>
-void max_pool_forward(const MaxPoolForward<T>& p) {
-    pool_forward(p.shape, p.x, MaxPool<T>{p.y, p.indices});
-}
-
-template <class T>
-void avg_pool_forward(const AvgPoolForward<T>& p) {
-    pool_forward(p.shape, p.x, AvgPool<T>{p});
-}
-
-// Negative if an index is not in [0, plane); without a branch, so that vectors do it.
-TBPTT_INLINE int64_t sign_outside(int64_t index, int64_t plane) {
-    const auto i = static_cast<std::uint64_t>(index);  // any value, so that the difference may wrap
-    return static_cast<int64_t>(i | (static_cast<std::uint64_t>(plane) - 1 - i));
-}
-
-// The channels first … first+count-1 of one image [plane, C]; false for an index outside. Places are zeroed a little ahead
-// of the first gradient that they get, wherever the indices point, so that they are still in the cache by then.
-template <class T>
-TBPTT_INLINE bool scatter_channels(const MaxPoolBackward<T>& p, int64_t image, int64_t first, int64_t count) {
-    const int64_t channels = p.channels, windows = p.windows, plane = p.plane, together = ceil_div(2048, count);
-    const int64_t* const indices = p.indices + image * windows * channels + first;
-    const T* const grad_y = p.grad_y + image * windows * channels + first;
-    T* const grad_x = p.grad_x + image * plane * channels + first;
-    int64_t zeroed = 0;
-    const auto zero_until = [&](int64_t place) {
-        if (count == channels && zeroed < place) fill(grad_x + zeroed * channels, (place - zeroed) * channels, T{0});
-        for (; count != channels && zeroed < place; ++zeroed) fill(grad_x + zeroed * channels, count, T{0});
-        zeroed = larger(zeroed, place);
-    };
-    for (int64_t k = 0; k < windows; k += together) {
-        const int64_t end = smaller(k + together, windows);
-        int64_t last = 0, outside = 0;
-        for (int64_t i = k; i < end; ++i)
-            for (int64_t c = 0; c < count; ++c) {
-                const int64_t index = indices[i * channels + c];
-                last = larger(last, index);
-                outside |= sign_outside(index, plane);
-            }
-        if (outside < 0) return false;
-        zero_until(last + 1);
-        for (int64_t i = k; i < end; ++i)
-            for (int64_t c = 0; c < count; ++c)
-                grad_x[indices[i * channels + c] * channels + c] += grad_y[i * channels + c];
-    }
-    zero_until(plane);
-    return true;
-}
-
-template <class T>
-TBPTT_INLINE bool scatter_plane(const MaxPoolBackward<T>& p, int64_t index) {
-    const int64_t* const indices = p.indices + index * p.windows;
-    const T* const grad_y = p.grad_y + index * p.windows;
-    T* const grad_x = p.grad_x + index * p.plane;
-    int64_t outside = 0;
-    for (int64_t i = 0; i < p.windows; ++i) outside |= sign_outside(indices[i], p.plane);
-    if (outside < 0) return false;
-    fill(grad_x, p.plane, T{0});
-    for (int64_t i = 0; i < p.windows; ++i) grad_x[indices[i]] += grad_y[i];
-    return true;
-}
-
-// Planes, or images and their blocks of channels, are shared out; each is added up in the order of its windows.
-template <class T>
-void max_pool_backward(const MaxPoolBackward<T>& p) {
-    const double values = static_cast<double>(p.batch * p.channels) * static_cast<double>(p.windows + p.plane);
-    *p.outside = false;
-    run_parallel(threads_for(cost_of_a_scattered * values), [&](const Worker& worker) {
-        const bool whole = p.batch % worker.count == 0 || p.batch >= 4 * worker.count;
-        const int64_t block = larger<int64_t>(1, whole ? p.channels : channel_block);
-        const int64_t blocks = p.channels_last ? ceil_div(p.channels, block) : p.channels;
-        const Range mine = split(p.batch * blocks, worker);
-        for (int64_t i = mine.begin; i < mine.end; ++i) {
-            const int64_t first = i % blocks * block;
-            const bool inside = p.channels_last
-                                    ? scatter_channels(p, i / blocks, first, smaller(block, p.channels - first))
-                                    : scatter_plane(p, i);
-            if (!inside) __atomic_store_n(p.outside, true, __ATOMIC_RELAXED);
-        }
-    });
-}
-
-template <class T>
-TBPTT_INLINE T divisor_of(const AvgPoolBackward<T>& p, int64_t row, int64_t column) {
-    return static_cast<T>(average_over(p.shape, p.count_padding, window(p.shape.y, row), window(p.shape.x, column)));
-}
-
-// The gradients of one row of a plane, from all rows of windows that contain it.
-template <class T>
-TBPTT_INLINE void avg_pool_row_backward(const AvgPoolBackward<T>& p, const T* grad_y, Range rows, T* grad_x) {
-    const PoolAxis& x = p.shape.x;
-    __builtin_memset(grad_x, 0, static_cast<std::size_t>(x.size) * sizeof(T));
-    for (int64_t row = rows.begin; row < rows.end; ++row)
-        for (int64_t column = 0; column < x.out; ++column) {
-            const T share = grad_y[row * x.out + column] / divisor_of(p, row, column);
-            const Range places = window(x, column);
-            for (int64_t i = places.begin; i < places.end; ++i) grad_x[i] += share;
-        }
-}
-
-template <class T>
-TBPTT_INLINE void avg_pool_channels_backward(const AvgPoolBackward<T>& p, const T* grad_y, Range rows, T* grad_x) {
-    const int64_t channels = p.shape.channels;
-    for (int64_t i = 0; i < p.shape.x.size; ++i) {
-        const Range columns = windows_with(p.shape.x, i);
-        for (int64_t c = 0; c < channels; c += lanes<T>) {
-            Vec<T> sum{};
-            for (int64_t row = rows.begin; row < rows.end; ++row)
-                for (int64_t column = columns.begin; column < columns.end; ++column)
-                    sum += load_partial(grad_y + (row * p.shape.x.out + column) * channels + c, channels - c) /
-                           divisor_of(p, row, column);
-            store_partial(grad_x + i * channels + c, sum, channels - c);
-        }
-    }
-}
-
-// Rows of planes are shared out, and every value fetches what its windows have for it.
-template <class T>
-void avg_pool_backward(const AvgPoolBackward<T>& p) {
-    const PoolShape& s = p.shape;
-    const int64_t planes = s.channels_last ? s.batch : s.batch * s.channels, depth = s.channels_last ? s.channels : 1;
-    const double values = static_cast<double>(s.batch * s.channels) * static_cast<double>(s.y.size * s.x.size);
-    run_parallel(threads_for_windows(s, values), [&](const Worker& worker) {
-        const Range mine = split(planes * s.y.size, worker);
-        for (int64_t i = mine.begin; i < mine.end; ++i) {
-            const T* grad_y = p.grad_y + i / s.y.size * s.y.out * s.x.out * depth;
-            const Range rows = windows_with(s.y, i % s.y.size);
-            T* grad_x = p.grad_x + i * s.x.size * depth;
-            if (s.channels_last)
-                avg_pool_channels_backward(p, grad_y, rows, grad_x);
-            else
-                avg_pool_row_backward(p, grad_y, rows, grad_x);
-        }
-    });
-}
-
-template <class T>
-TBPTT_INLINE double sum_in_double(const T* values, int64_t count) {
-    Vec<double> sums{};
-    for (int64_t i = 0; i < count; i += lanes<double>) sums += load_double(values + i, count - i);
-    return sum_lanes<double>(sums);
-}
-
-// Sums over whole planes are long: they are in double.
-template <class T>
-void global_avg_pool(const GlobalAvgPool<T>& p) {
-    const int64_t blocks = p.channels_last ? ceil_div(p.channels, channel_block) : p.channels;
-    const double values = static_cast<double>(p.batch * p.channels) * static_cast<double>(p.plane);
-    run_parallel(threads_for(2.0 * values), [&](const Worker& worker) {
-        const Range mine = split(p.batch * blocks, worker);
-        for (int64_t i = mine.begin; i < mine.end; ++i) {
-            if (!p.channels_last) {
-                p.y[i] = static_cast<T>(sum_in_double(p.x + i * p.plane, p.plane) / static_cast<double>(p.plane));
-                continue;
-            }
-            const int64_t first = i % blocks * channel_block, image = i / blocks;
-            const int64_t count = smaller(channel_block, p.channels - first);
-            const T* from = p.x + image * p.plane * p.channels + first;
-            double sums[channel_block] = {};
-            for (int64_t k = 0; k < p.plane; ++k)
-                for (int64_t c = 0; c < count; ++c) sums[c] += static_cast<double>(from[k * p.channels + c]);
-            for (int64_t c = 0; c < count; ++c)
-                p.y[image * p.channels + first + c] = static_cast<T>(sums[c] / static_cast<double>(p.plane));
-        }
-    });
-}
 
 }  // namespace TBPTT_ISA
 }  // namespace tbptt

@@ -1,4 +1,5 @@
 // The kernel table of one ISA.
+#include "avg_pool.h"
 #include "batch_norm.h"
 #include "dropout.h"
 #include "elementwise.h"
@@ -6,9 +7,9 @@
 #include "layer_norm.h"
 #include "linear.h"
 #include "loss.h"
+#include "max_pool.h"
 #include "optimizer.h"
 #include "peak.h"
-#include "pooling.h"
 #include "softmax.h"
 
 #define TBPTT_STRING_(x) #x

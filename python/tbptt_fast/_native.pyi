@@ -186,13 +186,19 @@ def activation_backward(grad_out: Any, y: Any, activation: str) -> NDArray[Any]:
 def softmax(x: Any) -> NDArray[Any]: ...
 def softmax_backward(grad_out: Any, y: Any) -> NDArray[Any]: ...
 def max_pool2d(
-    x: Any, kernel: Any, stride: Any, padding: Any, layout: str
+    x: Any, kernel: Any, stride: Any, padding: Any, ceil_mode: bool, layout: str
 ) -> tuple[NDArray[Any], NDArray[Any]]: ...
 def max_pool2d_backward(
     grad_out: Any, indices: Any, input_shape: Any, layout: str
 ) -> NDArray[Any]: ...
 def avg_pool2d(
-    x: Any, kernel: Any, stride: Any, padding: Any, count_include_pad: bool, layout: str
+    x: Any,
+    kernel: Any,
+    stride: Any,
+    padding: Any,
+    ceil_mode: bool,
+    count_include_pad: bool,
+    layout: str,
 ) -> NDArray[Any]: ...
 def avg_pool2d_backward(
     grad_out: Any,
@@ -200,6 +206,7 @@ def avg_pool2d_backward(
     kernel: Any,
     stride: Any,
     padding: Any,
+    ceil_mode: bool,
     count_include_pad: bool,
     layout: str,
 ) -> NDArray[Any]: ...

@@ -1,19 +1,24 @@
 """Pooling over planes; part of `tbptt_fast.ops`, whose first lines hold here too.
 
-Images are [N, C, Y, X] (layout "NCHW") or [N, Y, X, C] ("NHWC"). A kernel, a stride or a padding is
-an integer for both axes or a pair (down, across); the stride is the kernel unless given. An axis
-has (size + 2·padding - kernel) // stride + 1 windows, and padding is at most half of the kernel.
+Images are [N, C, Y, X] (layout "NCHW") or [N, Y, X, C] ("NHWC"). A kernel or a stride is an integer
+for both axes or a pair (down, across); the stride is the kernel unless given. Padding is less than
+the kernel: one integer, a pair, pairs of sides ((top, bottom), (left, right)), "valid" (none), or
+"same": as many windows as values (with a stride, the quotient rounded up), an odd one going behind.
+An axis has (size + padding before and behind - kernel) / stride + 1 windows, rounded down; with
+ceil_mode rounded up, as long as a window begins before the padding behind. All as in PyTorch, which
+knows neither sides nor names, and takes at most half of the kernel.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import SupportsIndex, TypeAlias
+from typing import Literal, SupportsIndex, TypeAlias
 
 from . import _native
 from ._types import Array, ArrayLike, Layout
 
 Pair: TypeAlias = SupportsIndex | Sequence[SupportsIndex]
+Padding: TypeAlias = Pair | Sequence[Sequence[SupportsIndex]] | Literal["same", "valid"]
 
 
 def max_pool2d(
@@ -21,14 +26,15 @@ def max_pool2d(
     kernel: Pair,
     *,
     stride: Pair | None = None,
-    padding: Pair = 0,
+    padding: Padding = 0,
+    ceil_mode: bool = False,
     layout: Layout = "NCHW",
 ) -> tuple[Array, Array]:
     """Return the largest value of each window, and where it is.
 
     Args:
-        x: images; see the module's first lines, also for kernel, stride and padding. Padding is
-            never the largest.
+        x: images; see the module's first lines, also for the other arguments. Padding is never the
+            largest.
         layout: of x and of the results.
 
     Returns:
@@ -46,7 +52,7 @@ def max_pool2d(
     >>> y.tolist(), indices.tolist()
     ([[[[5.0, 2.0]]]], [[[[1, 2]]]])
     """
-    return _native.max_pool2d(x, kernel, stride, padding, layout)
+    return _native.max_pool2d(x, kernel, stride, padding, ceil_mode, layout)
 
 
 def max_pool2d_backward(
@@ -82,15 +88,17 @@ def avg_pool2d(
     kernel: Pair,
     *,
     stride: Pair | None = None,
-    padding: Pair = 0,
+    padding: Padding = 0,
+    ceil_mode: bool = False,
     count_include_pad: bool = True,
     layout: Layout = "NCHW",
 ) -> Array:
     """Return the mean of each window [N, C, OY, OX] (with "NHWC" [N, OY, OX, C]).
 
     Args:
-        x: images; see the module's first lines, also for kernel, stride and padding.
-        count_include_pad: whether padding counts as zeros or not at all.
+        x: images; see the module's first lines, also for the other arguments.
+        count_include_pad: whether padding counts as zeros or not at all; what ceil_mode adds behind
+            the padding never counts.
         layout: of x and of the result.
 
     Raises:
@@ -103,7 +111,7 @@ def avg_pool2d(
     >>> avg_pool2d(x, 2).tolist()
     [[[[3.0, 1.0]]]]
     """
-    return _native.avg_pool2d(x, kernel, stride, padding, count_include_pad, layout)
+    return _native.avg_pool2d(x, kernel, stride, padding, ceil_mode, count_include_pad, layout)
 
 
 def avg_pool2d_backward(
@@ -112,7 +120,8 @@ def avg_pool2d_backward(
     kernel: Pair,
     *,
     stride: Pair | None = None,
-    padding: Pair = 0,
+    padding: Padding = 0,
+    ceil_mode: bool = False,
     count_include_pad: bool = True,
     layout: Layout = "NCHW",
 ) -> Array:
@@ -121,7 +130,7 @@ def avg_pool2d_backward(
     Args:
         grad_out: [N, C, OY, OX], or with "NHWC" [N, OY, OX, C].
         input_shape: that of x.
-        kernel, stride, padding, count_include_pad, layout: those of `avg_pool2d`.
+        kernel, stride, padding, ceil_mode, count_include_pad, layout: those of `avg_pool2d`.
 
     Raises:
         TypeError, ValueError: see `tbptt_fast.ops`; no window fits, or too much padding.
@@ -131,7 +140,7 @@ def avg_pool2d_backward(
     [[[[0.5, 1.0, 0.5]]]]
     """
     return _native.avg_pool2d_backward(
-        grad_out, input_shape, kernel, stride, padding, count_include_pad, layout
+        grad_out, input_shape, kernel, stride, padding, ceil_mode, count_include_pad, layout
     )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from .. import ops
 from .._types import Array
+from ..ops_pooling import Padding
 from .stateless import Stateless
 
 Pair = int | Sequence[int]
@@ -34,8 +35,8 @@ def checked_layout(kind: str, layout: ops.Layout) -> ops.Layout:
 class MaxPool2d(Stateless):
     """Largest values of windows: `ops.max_pool2d` on x [..., C, Y, X] ("NHWC": [..., Y, X, C]).
 
-    kernel_size, stride and padding are integers or pairs; the stride is the kernel unless given.
-    Raises ValueError for the layout, and in `forward` what the op raises. Source: torch.nn.
+    kernel_size, stride, padding and ceil_mode are those of the op; the stride is the kernel unless
+    given. Raises ValueError for the layout, and in `forward` what the op raises. Source: torch.nn.
 
     >>> pool = MaxPool2d(2)
     >>> y, _, tape = pool.forward(np.zeros((5, 3, 8, 6, 4)))
@@ -47,18 +48,25 @@ class MaxPool2d(Stateless):
         self,
         kernel_size: Pair,
         stride: Pair | None = None,
-        padding: Pair = 0,
+        padding: Padding = 0,
         *,
+        ceil_mode: bool = False,
         layout: ops.Layout = "NCHW",
     ) -> None:
         super().__init__()
         self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
+        self.ceil_mode = ceil_mode
         self.layout = checked_layout("MaxPool2d", layout)
 
     def _value(self, x: Array) -> tuple[Array, tuple[Any, ...]]:
         images = folded("MaxPool2d: x", x)
         y, indices = ops.max_pool2d(
-            images, self.kernel_size, stride=self.stride, padding=self.padding, layout=self.layout
+            images,
+            self.kernel_size,
+            stride=self.stride,
+            padding=self.padding,
+            ceil_mode=self.ceil_mode,
+            layout=self.layout,
         )
         return y.reshape(*x.shape[:-3], *y.shape[1:]), (indices, images.shape, x.shape)
 
@@ -77,8 +85,8 @@ class MaxPool2d(Stateless):
 class AvgPool2d(Stateless):
     """Means of windows: `ops.avg_pool2d` on x [..., C, Y, X] ("NHWC": [..., Y, X, C]).
 
-    kernel_size, stride and padding are integers or pairs; the stride is the kernel unless given.
-    Raises ValueError for the layout, and in `forward` what the op raises. Source: torch.nn.
+    kernel_size, stride, padding and ceil_mode are those of the op; the stride is the kernel unless
+    given. Raises ValueError for the layout, and in `forward` what the op raises. Source: torch.nn.
 
     >>> pool = AvgPool2d(3, stride=1, padding=1)
     >>> y, _, tape = pool.forward(np.ones((5, 8, 6, 4)))
@@ -90,18 +98,20 @@ class AvgPool2d(Stateless):
         self,
         kernel_size: Pair,
         stride: Pair | None = None,
-        padding: Pair = 0,
+        padding: Padding = 0,
         count_include_pad: bool = True,
         *,
+        ceil_mode: bool = False,
         layout: ops.Layout = "NCHW",
     ) -> None:
         super().__init__()
         self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
+        self.ceil_mode = ceil_mode
         self.count_include_pad = count_include_pad
         self.layout = checked_layout("AvgPool2d", layout)
 
     def _options(self) -> dict[str, Any]:
-        names = ("stride", "padding", "count_include_pad", "layout")
+        names = ("stride", "padding", "ceil_mode", "count_include_pad", "layout")
         return {name: getattr(self, name) for name in names}
 
     def _value(self, x: Array) -> tuple[Array, tuple[Any, ...]]:

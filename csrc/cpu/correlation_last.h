@@ -18,14 +18,18 @@ class CorrelationLast {
           folded_(c.depth < fold_below),
           blocks_(ceil_div(c.grid.positions(), block)),
           layout_(layout_panels<T>(c.tap_count * c.depth, c.columns, choose_vectors<T>(c.columns))),
-          streams_(beyond_cache(c) && layout_.panels * layout_.width() == c.columns),
+          far_(layout_.size() * static_cast<int64_t>(sizeof(T)) > core_cache),
+          finishes_(c.activation == Activation::none || c.activation == Activation::relu),
+          streams_(finishes_ && beyond_cache(c) && layout_.panels * layout_.width() == c.columns),
           in_order_(c.w_depth == c.tap_count && taps_in_order(c)),
           packed_(c, kernel_id, layout_.vectors, c.groups * layout_.size()),
+          bias_(c.groups * layout_.panels * layout_.width()),
           zeros_(c.depth),
           pieces_(threads_ * pieces_of_worker()),
           rows_(folded_ ? threads_ * block * layout_.depth : 0),
           tasks_(c.groups * blocks_, threads_) {
         fill<T>(zeros_, c.depth, 0);
+        for (int64_t i = 0; i < c.groups * layout_.panels; ++i) find_bias(i / layout_.panels, i % layout_.panels);
     }
 
     void run() {
@@ -83,38 +87,68 @@ class CorrelationLast {
             }
     }
 
+    T* bias(int64_t group, int64_t p) const { return bias_ + (group * layout_.panels + p) * layout_.width(); }
+
+    void find_bias(int64_t group, int64_t p) {
+        for (int64_t lane = 0; lane < layout_.width(); ++lane) {
+            const int64_t column = p * layout_.width() + lane;
+            bias(group, p)[lane] = c_.bias && column < c_.columns ? c_.bias[group * c_.columns + column] : T(0);
+        }
+    }
+
     void multiply(const Worker& worker, int64_t group, int64_t index) {
         const int64_t first = index * block, count = smaller(block, c_.grid.positions() - first);
         Position at[block];
+        T* to[block];
         at[0] = position_of(c_.grid, first);
         for (int64_t r = 1; r < count; ++r) at[r] = after(c_.grid, at[r - 1]);
+        for (int64_t r = 0; r < count; ++r) to[r] = c_.target + c_.target_at(at[r]) + group * c_.columns;
         const Rows<T> rows = find_rows(worker, group, at, count);
+        const T* next[block];
+        const int64_t coming = find_next(group, first + count, next);
         const Packed<T> b = weights(group);
-        product<T>(rows, count, b, Range{0, b.panels}, [&](int64_t p, int64_t row, int height, const T* c) {
-            for (int r = 0; r < height; ++r, c += b.width()) {
-                T* to = c_.target + c_.target_at(at[row + r]) + group * c_.columns;
-                const T* bias = c_.bias ? c_.bias + group * c_.columns : nullptr;
-                const auto finish = [&](Vec<T> sum, int64_t j) {
-                    return c_.finish(sum, bias ? load_partial(bias + j, c_.columns - j) : Vec<T>{});
-                };
-                if (streams_)
-                    for (int64_t j = 0; j < b.width(); j += lanes<T>)
-                        stream(to + p * b.width() + j, finish(load(c + j), p * b.width() + j));
-                else
-                    write_columns(to, c_.columns, p * b.width(), b.width(), c, finish);
+        const int64_t tiles = ceil_div(count, max_tile_rows(b.vectors)), size = sizeof(T);
+        const T least = c_.activation == Activation::relu ? T(0) : -static_cast<T>(__builtin_inf());
+        for (int64_t p = 0; p < b.panels; ++p) {
+            const int64_t column = p * b.width(), columns = smaller(b.width(), c_.columns - column);
+            const T* panel = b.panel(p + 1 < b.panels ? p + 1 : 0);
+            for (int64_t i = 0; i < tiles; ++i) {
+                const Range tile = split(count, i, tiles);
+                const AheadRows<T> ahead =
+                    far_ ? AheadRows<T>(&panel, 1, 0, b.panel_size() * size, i, tiles, b.depth)
+                         : AheadRows<T>(next, coming, 0, c_.depth * size, p * tiles + i, b.panels * tiles, b.depth);
+                find_tile_to<T>(static_cast<int>(tile.end - tile.begin), b.vectors)(
+                    rows.from(tile.begin), b.panel(p),
+                    {to + tile.begin, column, columns, bias(group, p), least, streams_}, ahead);
+                if (finishes_) continue;
+                for (int64_t r = tile.begin; r < tile.end; ++r)
+                    map_part<T>(columns, to[r] + column, to[r] + column,
+                                [&](auto value) { return activate(c_.activation, value); });
             }
-        });
+        }
+    }
+
+    // The pixels that the last tap meets for the block from position `first` on, which probably is this worker's next.
+    int64_t find_next(int64_t group, int64_t first, const T** next) const {
+        const int64_t count = smaller(block, c_.grid.positions() - first);
+        next[0] = zeros_;
+        if (count <= 0 || c_.tap_count == 0) return 0;
+        const Tap& tap = c_.taps[c_.tap_count - 1];
+        Position at = position_of(c_.grid, first);
+        for (int64_t r = 0; r < count; ++r, at = after(c_.grid, at)) next[r] = source_at(group, at, tap);
+        return count;
+    }
+
+    const T* source_at(int64_t group, const Position& at, const Tap& tap) const {
+        const int64_t y = at.y * c_.step_y + tap.dy, x = at.x * c_.step_x + tap.dx;
+        return c_.inside(y, x) ? c_.source + c_.source_shape.at(at.n, y, x) + group * c_.depth
+                               : static_cast<const T*>(zeros_);
     }
 
     Rows<T> find_rows(const Worker& worker, int64_t group, const Position* at, int64_t count) {
         const T** pieces = pieces_ + worker.index * pieces_of_worker();
         for (int64_t t = 0; t < c_.tap_count; ++t)
-            for (int64_t r = 0; r < count; ++r) {
-                const int64_t y = at[r].y * c_.step_y + c_.taps[t].dy, x = at[r].x * c_.step_x + c_.taps[t].dx;
-                pieces[t * block + r] = c_.inside(y, x)
-                                            ? c_.source + c_.source_shape.at(at[r].n, y, x) + group * c_.depth
-                                            : static_cast<const T*>(zeros_);
-            }
+            for (int64_t r = 0; r < count; ++r) pieces[t * block + r] = source_at(group, at[r], c_.taps[t]);
         if (!folded_) return {pieces, c_.depth, c_.tap_count, block};
         T* rows = rows_ + worker.index * block * layout_.depth;
         for (int64_t r = 0; r < count; ++r, rows += layout_.depth) {
@@ -131,9 +165,11 @@ class CorrelationLast {
     const bool folded_;
     const int64_t blocks_;
     const Packed<T> layout_;
+    const bool far_;       // the weights are in no worker's cache
+    const bool finishes_;  // the tiles do, but for an activation that costs more than a comparison
     const bool streams_, in_order_;
     KernelWeights<T> packed_;
-    Buffer<T> zeros_;
+    Buffer<T> bias_, zeros_;
     Buffer<const T*> pieces_;
     Buffer<T> rows_;
     Tasks tasks_;

@@ -134,7 +134,7 @@ class ShallowGradient {
                 const Range part = split(length, i, tiles);
                 gradient::find_tile<T, false>(static_cast<int>(part.end - part.begin), vectors)(
                     rows, width, a + part.begin, a_step, a_row, g + k, padded_,
-                    sums + k * length + part.begin * vectors * lanes<T>, {});
+                    sums + k * length + part.begin * vectors * lanes<T>, AheadRows<T>(nullptr));
             }
         }
     }

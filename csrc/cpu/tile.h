@@ -30,6 +30,40 @@ constexpr int panel_ahead = 8;
 struct Ahead {
     const char* next;
     int64_t step;
+
+    void fetch() {
+        prefetch_far(next);
+        next += step;
+    }
+};
+
+// The same for bytes begin … end-1 of the rows from `row` on, beginning with byte `at`: in their order, so that the hardware's
+// prefetching joins in.
+template <class T>
+struct AheadRows {
+    const T* const* row;
+    int64_t begin = 0, end = 1, at = 0, step = 0;
+
+    explicit AheadRows(const T* const* nothing) : row(nothing) {}
+
+    // Part `i` of `count` of bytes begin … end-1 of so many rows, in so many steps.
+    AheadRows(const T* const* first, int64_t rows, int64_t from, int64_t to, int64_t i, int64_t count, int64_t steps)
+        : row(first) {
+        const int64_t length = to - from, total = rows * length, skipped = total * i / count;
+        if (total == 0) return;
+        begin = from;
+        end = to;
+        at = from + skipped % length;
+        row += skipped / length;
+        step = total / count / steps;
+    }
+
+    void fetch() {
+        // a row may be null, which has no address behind it
+        prefetch_far(reinterpret_cast<const char*>(reinterpret_cast<std::intptr_t>(*row) + at));
+        at += step;
+        if (at >= end) at = begin, ++row;
+    }
 };
 
 // The rows of A in `taps` pieces of `depth` elements: piece t of row r begins at piece[t·stride + r]. A plain matrix has one
@@ -42,16 +76,10 @@ struct Rows {
     Rows from(int64_t row) const { return {piece + row, depth, taps, stride}; }
 };
 
-// out c [rows][vectors][lanes] = the product of the rows a [taps·depth] and the panel b [taps·depth][vectors][lanes],
-// with Add in continuation of the sums that c already holds.
-template <class T, int Height, int Vectors, bool Fetch, bool Add>
-void tile(Rows<T> a, const T* __restrict b, T* __restrict c, Ahead ahead) {
+// sum += the product of the rows a [taps·depth] and the panel b [taps·depth][vectors][lanes]
+template <class T, int Height, int Vectors, bool Fetch, class Next>
+TBPTT_INLINE void accumulate(Rows<T> a, const T* __restrict b, Vec<T> (&sum)[Height][Vectors], Next ahead) {
     constexpr int L = lanes<T>;
-    Vec<T> sum[Height][Vectors];
-#pragma GCC unroll 16
-    for (int r = 0; r < Height; ++r)
-#pragma GCC unroll 4
-        for (int v = 0; v < Vectors; ++v) sum[r][v] = Add ? load(c + (r * Vectors + v) * L) : Vec<T>{};
 #pragma GCC unroll 1
     for (int64_t t = 0; t < a.taps; ++t, a.piece += a.stride) {
         const T* row[Height];
@@ -63,10 +91,7 @@ void tile(Rows<T> a, const T* __restrict b, T* __restrict c, Ahead ahead) {
 #pragma GCC unroll 4
             for (int v = 0; v < Vectors; ++v) column[v] = load(b + v * L);
             prefetch<Vectors>(b + panel_ahead * Vectors * L);
-            if (Fetch) {
-                prefetch_far(ahead.next);
-                ahead.next += ahead.step;
-            }
+            if (Fetch) ahead.fetch();
 #pragma GCC unroll 16
             for (int r = 0; r < Height; ++r) {
                 const Vec<T> factor = broadcast(row[r][k]);
@@ -75,10 +100,62 @@ void tile(Rows<T> a, const T* __restrict b, T* __restrict c, Ahead ahead) {
             }
         }
     }
+}
+
+// out c [rows][vectors][lanes] = the product of the rows a and the panel b, with Add in continuation of the sums that c
+// already holds.
+template <class T, int Height, int Vectors, bool Fetch, bool Add>
+void tile(Rows<T> a, const T* __restrict b, T* __restrict c, Ahead ahead) {
+    constexpr int L = lanes<T>;
+    Vec<T> sum[Height][Vectors];
+#pragma GCC unroll 16
+    for (int r = 0; r < Height; ++r)
+#pragma GCC unroll 4
+        for (int v = 0; v < Vectors; ++v) sum[r][v] = Add ? load(c + (r * Vectors + v) * L) : Vec<T>{};
+    accumulate<T, Height, Vectors, Fetch>(a, b, sum, ahead);
 #pragma GCC unroll 16
     for (int r = 0; r < Height; ++r)
 #pragma GCC unroll 4
         for (int v = 0; v < Vectors; ++v) store(c + (r * Vectors + v) * L, sum[r][v]);
+}
+
+// Where a tile's rows belong, and how they are finished there: row r is to[r][0 … columns-1] = larger(least, bias + sum).
+template <class T>
+struct Destination {
+    T* const* to;
+    int64_t column, columns;  // `columns` from `column` on are this panel's
+    const T* bias;            // [vectors][lanes]
+    T least;
+    bool streams;  // past the cache: whole panels at aligned addresses
+};
+
+template <class T, int Height, int Vectors>
+void tile_to(Rows<T> a, const T* __restrict b, Destination<T> d, AheadRows<T> ahead) {
+    constexpr int L = lanes<T>;
+    Vec<T> sum[Height][Vectors];
+#pragma GCC unroll 16
+    for (int r = 0; r < Height; ++r)
+#pragma GCC unroll 4
+        for (int v = 0; v < Vectors; ++v) {
+            sum[r][v] = load(d.bias + v * L);
+            // the line is owned when it is written
+            if (v * L < d.columns && !d.streams) prefetch_to_write(d.to[r] + d.column + v * L);
+        }
+    accumulate<T, Height, Vectors, true>(a, b, sum, ahead);
+    const Vec<T> least = broadcast(d.least);
+#pragma GCC unroll 16
+    for (int r = 0; r < Height; ++r)
+#pragma GCC unroll 4
+        for (int v = 0; v < Vectors; ++v) {
+            T* to = d.to[r] + d.column + v * L;
+            const Vec<T> result = sum[r][v] < least ? least : sum[r][v];  // NaN is not less than anything
+            if (d.streams)
+                stream(to, result);
+            else if (d.columns >= Vectors * L)
+                store(to, result);
+            else
+                store_partial(to, result, d.columns - v * L);
+        }
 }
 
 template <class T>
@@ -108,6 +185,18 @@ TBPTT_INLINE Tile<T> find_tile(int rows, int vectors) {
         case 3: return find_tile<T, 3, Fetch, Add>(rows);
         default: return find_tile<T, 4, Fetch, Add>(rows);
     }
+}
+
+template <class T>
+using TileTo = void (*)(Rows<T> a, const T* b, Destination<T> d, AheadRows<T> ahead);
+
+template <class T>
+TBPTT_INLINE TileTo<T> find_tile_to(int rows, int vectors) {
+    return with_constant<max_vectors>(vectors, [&](auto v) {
+        constexpr int V = decltype(v)::value;
+        return with_constant<max_tile_rows(V)>(rows,
+                                               [](auto h) -> TileTo<T> { return tile_to<T, decltype(h)::value, V>; });
+    });
 }
 
 // c [rows][vectors][lanes] += Σ_k a_kᵀ·b_k for rows a_k [rows], `stride` elements apart, and b [depth][vectors][lanes]: the

@@ -18,21 +18,6 @@ constexpr int width = vectors * lanes<T>;
 template <class T>
 constexpr int64_t block = 1024 / sizeof(T);  // rows packed at a time
 
-// What a tile brings into the second-level cache meanwhile: bytes begin … end-1 of the rows from `row` on, `step` of them for
-// each of its own steps. In this order the hardware's prefetching joins in.
-template <class T>
-struct AheadRows {
-    const T* const* row;
-    int64_t begin, end, at, step;
-
-    void fetch() {
-        // a row may be null, which has no address behind it
-        prefetch_far(reinterpret_cast<const char*>(reinterpret_cast<std::intptr_t>(*row) + at));
-        at += step;
-        if (at >= end) at = begin, ++row;
-    }
-};
-
 // c [Height][Vectors][lanes] += Σ over `rows` of `count` steps of a[step][Height] · b[step][Vectors][lanes]; steps are
 // a_step and b_step apart, the rows of a a_row.
 template <class T, int Height, int Vectors, bool Fetch>
@@ -266,14 +251,14 @@ class WeightGradient {
 
     // What a worker's tile number i fetches of the rows of the next block that the worker will pack: as much as each of its
     // other tiles, a's columns first, then each operand's.
-    gradient::AheadRows<T> ahead_of(int64_t i, Range own, Range mine_a, Range mine_b, const T* const* next,
-                                    int64_t next_place) const {
+    AheadRows<T> ahead_of(int64_t i, Range own, Range mine_a, Range mine_b, const T* const* next,
+                          int64_t next_place) const {
         constexpr int64_t size = sizeof(T), block = gradient::block<T>;
-        const gradient::AheadRows<T> nothing{next, 0, 1, 0, 0};
         const int64_t tiles = own.end - own.begin;
-        if (i < 0 || i >= tiles || mine_a.begin == mine_a.end) return nothing;
-        int64_t total = 0, part = 0, at = 0;
-        // bytes begin … end-1 of each of `rows`: the first pass sums them up, the second finds the tile's part
+        AheadRows<T> result(next);
+        if (i < 0 || i >= tiles || mine_a.begin == mine_a.end) return result;
+        int64_t total = 0, at = 0;
+        // columns begin … end-1 of `rows`: the first visit sums their bytes up, the second finds the tile's part
         const auto visit = [&](auto found) {
             const PanelOfA &front = panels_of_a_[mine_a.begin], &back = panels_of_a_[mine_a.end - 1];
             found(next, (front.block->first + front.column) * size,
@@ -287,18 +272,23 @@ class WeightGradient {
             }
         };
         visit([&](const T* const*, int64_t begin, int64_t end) { total += (end - begin) * block; });
-        part = total / tiles, at = total * i / tiles;
-        gradient::AheadRows<T> result = nothing;
+        const int64_t part = total / tiles;
+        at = total * i / tiles;
         visit([&](const T* const* rows, int64_t begin, int64_t end) {
             const int64_t length = end - begin, bytes = length * block;
-            if (at >= 0 && at < bytes)
-                result = {rows + at / length, begin, end, begin + at % length, smaller(part, bytes - at) / block};
+            if (at >= 0 && at < bytes) {
+                result.row = rows + at / length;
+                result.begin = begin;
+                result.end = end;
+                result.at = begin + at % length;
+                result.step = smaller(part, bytes - at) / block;
+            }
             at -= bytes;
         });
         return result;
     }
 
-    void multiply(int64_t i, int64_t rows, const gradient::AheadRows<T>& ahead) {
+    void multiply(int64_t i, int64_t rows, const AheadRows<T>& ahead) {
         const Pair at = tile_at(i);
         if (!meets(at)) return;
         T* sum = sums_ + i * tile_size;

@@ -1,4 +1,4 @@
-// The caching allocator of memory.h: size classes at quarter powers of two, a bounded cache, one mutex.
+// The caching allocator of memory.h: size classes at eighths of powers of two, a bounded cache, one mutex.
 #include "memory.h"
 
 #include <cstdint>
@@ -39,12 +39,12 @@ Header& header_of(void* block) { return *reinterpret_cast<Header*>(static_cast<c
 
 std::size_t round_up(std::size_t value, std::size_t unit) { return (value + unit - 1) / unit * unit; }
 
-// Quarter powers of two waste at most a fifth and make blocks of similar calls interchangeable.
+// Eighths of powers of two waste at most a ninth and make blocks of similar calls interchangeable.
 std::size_t size_class(std::size_t bytes) {
     if (!caching) return round_up(bytes ? bytes : 1, 8);
     std::size_t power = 256;
     while (power < bytes) power *= 2;
-    return power <= 256 ? 256 : round_up(bytes, power / 8);
+    return power <= 256 ? 256 : round_up(bytes, power / 16);
 }
 
 struct Cache {

@@ -112,6 +112,7 @@ SHALLOW = (
     Case(1, 1, 4, (1500,), (5,), (1,), (same(2),), (1,)),
     Case(2, 4, 35, (2100,), (3,), (2,), ((2, 0),), (1,)),
     Case(1, 13, 3, (33,), (7,), (3,), (same(9),), (3,)),
+    Case(1, 15, 501, (5, 6), (3, 3)),  # too many weights to keep their sums side by side
 )
 # Channels that meet themselves alone: sizes around registers, images smaller than the kernel.
 DEPTHWISE = (

@@ -151,7 +151,7 @@ void channel_sums(int64_t batch, const ImageShape& image, const T* x, T* sums) {
 template <class T>
 void weight_gradients(const ConvolutionShape& s, const T* x, const T* g, T* grad_w, T* grad_b) {
     if (!grad_w && !grad_b) return;
-    if (shallow::is_shallow<T>(s)) return ShallowGradient<T>(s, x, g, grad_w, grad_b).run();
+    if (shallow::has_shallow_gradient<T>(s)) return ShallowGradient<T>(s, x, g, grad_w, grad_b).run();
     Buffer<Tap> taps(kernel_size(s));
     const Correlation<T> c = forward_correlation<T>(s, x, nullptr, nullptr, Activation::none, nullptr, taps);
     if (const int tile = grad_w ? winograd_tile(c) : 0) {

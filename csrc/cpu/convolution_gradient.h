@@ -9,86 +9,144 @@ namespace tbptt {
 namespace TBPTT_ISA {
 
 // Channels last: the product of weight_gradient.h over all pixels, with one right-hand factor for each tap; where there are
-// few channels, one for all of them, put together a block of pixels at a time.
+// few channels, one for all of them, put together a block of pixels at a time. Wide layers take several passes, each for
+// some output channels and some columns of the factors, so that what is packed at a time stays small.
 template <class T>
 class ConvolutionGradientLast {
    public:
     // c: the forward correlation; g: the gradient by its target before the activation
     ConvolutionGradientLast(const Correlation<T>& c, const T* g, T* grad_w, T* grad_b, int64_t group)
         : c_(c),
+          g_(g),
+          grad_w_(grad_w ? grad_w + group * c.w_group : nullptr),
+          grad_b_(grad_b ? grad_b + group * c.columns : nullptr),
           group_(group),
           folded_(c.depth < fold_below),
           threads_(threads_for(c.flops() / static_cast<double>(c.groups))),
-          count_(grad_w ? c.tap_count : 0),
-          block_{group * c.columns, c.columns, {0, -1}},
-          operands_(1 + count_),
-          rows_((1 + count_) * 2 * gradient::block<T>),
-          folded_rows_(folded_ ? 2 * gradient::block<T> * count_ * c.depth : 0),
-          gradient_(c.grid.positions(), g, c.groups * c.columns, &block_, 1, operands_, describe(grad_w, grad_b),
-                    threads_) {}
+          length_(folded_ ? c.tap_count * c.depth : c.depth),
+          panels_(ceil_div(length_, gradient::width<T>)),
+          factors_(grad_w ? (folded_ ? 1 : c.tap_count) * panels_ : 0) {}
 
     void run() {
-        run_parallel(threads_, [this](const Worker& worker) {
-            gradient_.run(worker, [&](int64_t first, int64_t rows, int64_t place) {
-                return prepare(worker, first, rows, place);
-            });
-        });
+        const int64_t parts = ceil_div(c_.columns, most_columns * threads_);
+        const int64_t factor_parts = ceil_div(factors_ * gradient::width<T>, most_factor_columns * threads_);
+        for (int64_t i = 0; i < parts; ++i)
+            for (int64_t j = 0; j < larger<int64_t>(1, factor_parts); ++j)
+                Pass(*this, split(c_.columns, i, parts), j, split(factors_, j, larger<int64_t>(1, factor_parts))).run();
     }
 
    private:
     static constexpr int64_t fold_below = 16;
+    static constexpr int64_t most_columns = 512, most_factor_columns = 1024;  // per thread, of a kilobyte each
 
-    // The last operand has no columns: it only carries the bias.
-    int describe(T* grad_w, T* grad_b) {
-        T* w = grad_w ? grad_w + group_ * c_.w_group : nullptr;
-        T* b = grad_b ? grad_b + group_ * c_.columns : nullptr;
-        int n = 0;
-        if (folded_ && count_ > 0) {
-            // One row of all taps, in the order of the weights.
-            operands_[n++] = {rows_, count_ * c_.depth, w, nullptr, 0, c_.w_column, 1};
-        } else {
-            for (; n < count_; ++n)
-                operands_[n] = {rows_ + n * 2 * gradient::block<T>,
-                                c_.depth,
-                                w + c_.taps[n].element,
-                                nullptr,
-                                0,
-                                c_.w_column,
-                                c_.w_depth};
+    // Columns first … first+columns-1 of a tap's pixels, or of the rows of all taps.
+    struct Piece {
+        int64_t tap, first, columns;
+    };
+
+    class Pass {
+       public:
+        Pass(const ConvolutionGradientLast& all, Range columns, int64_t index, Range factors)
+            : all_(all),
+              block_{all.group_ * all.c_.columns + columns.begin, columns.end - columns.begin, {columns.begin, -1}},
+              pieces_(factors.end - factors.begin),
+              count_(cut(factors)),
+              operands_(1 + count_),
+              rows_((1 + count_) * row_count),
+              folded_rows_(all.folded_ && count_ > 0 ? row_count * pieces_[0].columns : 0),
+              gradient_(all.c_.grid.positions(), all.g_, all.c_.groups * all.c_.columns, &block_, 1, operands_,
+                        describe(index == 0 ? all.grad_b_ : nullptr), all.threads_) {}
+
+        void run() {
+            run_parallel(all_.threads_, [this](const Worker& worker) {
+                gradient_.run(worker, [&](int64_t first, int64_t rows, int64_t place) {
+                    return prepare(worker, first, rows, place);
+                });
+            });
         }
-        operands_[n++] = {rows_, 0, nullptr, b, 0, 0, 0};
-        return n;
-    }
 
-    bool prepare(const Worker& worker, int64_t first, int64_t rows, int64_t place) {
-        const Range mine = split(rows, worker);
-        Position at = position_of(c_.grid, first + mine.begin);
-        for (int64_t k = mine.begin; k < mine.end; ++k, at = after(c_.grid, at)) {
-            T* row = folded_rows_ + (place + k) * count_ * c_.depth;
-            if (folded_) rows_[place + k] = row;
-            for (int64_t t = 0; t < count_; ++t) {
-                const int64_t y = at.y * c_.step_y + c_.taps[t].dy, x = at.x * c_.step_x + c_.taps[t].dx;
-                const T* from =
-                    c_.inside(y, x) ? c_.source + c_.source_shape.at(at.n, y, x) + group_ * c_.depth : nullptr;
-                if (folded_)
-                    for (int64_t d = 0; d < c_.depth; ++d) row[d * count_ + t] = from ? from[d] : T(0);
-                else
-                    rows_[t * 2 * gradient::block<T> + place + k] = from;
+       private:
+        static constexpr int64_t row_count = 2 * gradient::block<T>;
+
+        // Panels `factors` of all taps' panels, those of one tap together.
+        int64_t cut(Range factors) {
+            int64_t count = 0;
+            for (int64_t i = factors.begin; i < factors.end; ++count) {
+                const int64_t tap = i / all_.panels_, panel = i % all_.panels_;
+                const int64_t more = smaller(all_.panels_ - panel, factors.end - i), first = panel * gradient::width<T>;
+                pieces_[count] = {tap, first, smaller(more * gradient::width<T>, all_.length_ - first)};
+                i += more;
+            }
+            return count;
+        }
+
+        // The last operand has no columns: it only carries the bias.
+        int describe(T* grad_b) {
+            const Correlation<T>& c = all_.c_;
+            for (int64_t i = 0; i < count_; ++i) {
+                const Piece& piece = pieces_[i];
+                // folded rows are in the order of the weights
+                T* w =
+                    all_.grad_w_ + (all_.folded_ ? piece.first : c.taps[piece.tap].element + piece.first * c.w_depth);
+                operands_[i] = {rows_ + i * row_count,       piece.columns, w, nullptr, 0, c.w_column,
+                                all_.folded_ ? 1 : c.w_depth};
+            }
+            operands_[count_] = {rows_, 0, nullptr, grad_b, 0, 0, 0};
+            return static_cast<int>(count_ + 1);
+        }
+
+        bool prepare(const Worker& worker, int64_t first, int64_t rows, int64_t place) {
+            const Correlation<T>& c = all_.c_;
+            const Range mine = split(rows, worker);
+            Position at = position_of(c.grid, first + mine.begin);
+            for (int64_t k = place + mine.begin; k < place + mine.end; ++k, at = after(c.grid, at))
+                for (int64_t i = 0; i < count_; ++i) {
+                    const Piece& piece = pieces_[i];
+                    if (all_.folded_) {
+                        rows_[k] = folded_rows_ + k * piece.columns;
+                        fold(at, piece, folded_rows_ + k * piece.columns);
+                    } else {
+                        const T* from = source_at(at, c.taps[piece.tap]);
+                        rows_[i * row_count + k] = from ? from + piece.first : nullptr;
+                    }
+                }
+            return true;
+        }
+
+        // Element d·taps + t of a row is channel d at tap t.
+        void fold(const Position& at, const Piece& piece, T* to) {
+            const int64_t taps = all_.c_.tap_count, end = piece.first + piece.columns;
+            for (int64_t t = 0; t < taps; ++t) {
+                const T* from = source_at(at, all_.c_.taps[t]);
+                for (int64_t i = piece.first + (t - piece.first % taps + taps) % taps; i < end; i += taps)
+                    to[i - piece.first] = from ? from[i / taps] : T(0);
             }
         }
-        return true;
-    }
+
+        const T* source_at(const Position& at, const Tap& tap) const {
+            const Correlation<T>& c = all_.c_;
+            const int64_t y = at.y * c.step_y + tap.dy, x = at.x * c.step_x + tap.dx;
+            return c.inside(y, x) ? c.source + c.source_shape.at(at.n, y, x) + all_.group_ * c.depth : nullptr;
+        }
+
+        const ConvolutionGradientLast& all_;
+        const GradientBlock block_;
+        Buffer<Piece> pieces_;
+        const int64_t count_;  // of pieces
+        Buffer<GradientOperand<T>> operands_;
+        Buffer<const T*> rows_;
+        Buffer<T> folded_rows_;
+        WeightGradient<T> gradient_;
+    };
 
     const Correlation<T>& c_;
+    const T* g_;
+    T *grad_w_, *grad_b_;  // the group's, or null
     const int64_t group_;
     const bool folded_;
     const int threads_;
-    const int64_t count_;
-    const GradientBlock block_;
-    Buffer<GradientOperand<T>> operands_;
-    Buffer<const T*> rows_;
-    Buffer<T> folded_rows_;
-    WeightGradient<T> gradient_;
+    const int64_t length_, panels_;  // of a tap's pixels, or of the rows of all taps: columns and panels
+    const int64_t factors_;          // panels of all right-hand factors
 };
 
 // Channels first: dWᵀ = X·G a block of pixels at a time, X [taps of all channels][pixels] put together as in the forward
@@ -133,8 +191,9 @@ class ConvolutionGradientFirst {
 
    private:
     int64_t choose_pixels() const {
-        constexpr int64_t bytes = 512 << 10;
-        const int64_t fit = bytes / (larger<int64_t>(1, depth_) * static_cast<int64_t>(sizeof(T)));
+        constexpr int64_t left = 512 << 10, right = 1 << 20, size = sizeof(T);
+        const int64_t fit =
+            smaller(left / (larger<int64_t>(1, depth_) * size), right / (larger<int64_t>(1, c_.columns) * size));
         const int64_t pixels = smaller<int64_t>(PixelRuns<T>::most, larger<int64_t>(32, fit));
         return smaller(ceil_div(pixels, lanes<T>) * lanes<T>, ceil_div(c_.grid.positions(), lanes<T>) * lanes<T>);
     }

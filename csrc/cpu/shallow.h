@@ -28,7 +28,7 @@ TBPTT_INLINE double flops(const ConvolutionShape& s) {
            static_cast<double>(s.inputs * s.outputs * taps(s));
 }
 
-// Few channels, and strips that fit a core's cache.
+// Few channels, and strips and panels that fit a core's cache.
 template <class T>
 bool is_shallow(const ConvolutionShape& s) {
     constexpr int64_t channels = 16, stride = 8, bytes = 1 << 20, columns = 256;
@@ -38,7 +38,15 @@ bool is_shallow(const ConvolutionShape& s) {
     const int64_t row = s.inputs * static_cast<int64_t>(sizeof(T));
     return s.kernel_height * (columns * s.stride_x + reach_x(s)) * row <= bytes &&
            6 * reach_y(s) * larger<int64_t>(columns, 6 * reach_x(s)) * row <= bytes &&
+           s.outputs * columns * static_cast<int64_t>(sizeof(T)) <= bytes &&
            (s.inputs * taps(s) + 1) * (s.outputs + columns) * static_cast<int64_t>(sizeof(T)) <= bytes;
+}
+
+// The same with weights of which some sums are kept side by side.
+template <class T>
+bool has_shallow_gradient(const ConvolutionShape& s) {
+    constexpr int64_t bytes = 256 << 10;
+    return is_shallow<T>(s) && s.inputs * taps(s) * s.outputs * static_cast<int64_t>(sizeof(T)) <= bytes;
 }
 
 // to [count] = row[first …], zeros for what lies outside of row [size] or where it is null. The rest of the last vector is

@@ -17,8 +17,9 @@ const char* family(Cell cell) {
 
 namespace {
 
-int64_t gates(Cell cell) { return cell == Cell::lstm ? 4 : cell == Cell::gru ? 3 : 1; }
+// What a tape holds for each step, row and unit beside h.
 int64_t saved_values(Cell cell) { return cell == Cell::lstm ? 5 : cell == Cell::gru ? 4 : 0; }
+int64_t gates(Cell cell) { return cell == Cell::lstm ? 4 : cell == Cell::gru ? 3 : 1; }
 
 const char* forward_name(Cell cell) {
     return cell == Cell::lstm ? "lstm_forward" : cell == Cell::gru ? "gru_forward" : "rnn_forward";
@@ -62,12 +63,13 @@ RecurrentShape read_shape(Cell cell, const py::array& x, const py::array& w_hh, 
     return shape;
 }
 
+int64_t values_of(const RecurrentShape& shape) { return element_count({shape.steps, shape.batch, shape.hidden}); }
+int64_t tape_size(const RecurrentShape& shape) { return values_of(shape) * (1 + saved_values(shape.cell)); }
+
 template <class T>
-T* keep(Tape& tape, Block& block, int64_t values) {
-    const auto bytes = static_cast<std::size_t>(values) * sizeof(T);
-    block = Block(bytes);
-    tape.nbytes += bytes;
-    return static_cast<T*>(block.get());
+RecurrentTape<T> parts_of(const Tape& tape) {
+    auto* h = static_cast<T*>(const_cast<void*>(py::reinterpret_borrow<py::array>(tape.memory).data()));
+    return {h, saved_values(tape.shape.cell) ? h + values_of(tape.shape) : nullptr};
 }
 
 template <class T>
@@ -102,6 +104,7 @@ py::tuple forward(const RecurrentShape& shape, const py::array& x_array, const S
 
     py::object tape_object = py::none();
     if (training) {
+        const int64_t size = tape_size(shape);
         Tape tape{shape,
                   dtype_of<T>,
                   x.holder,
@@ -112,12 +115,9 @@ py::tuple forward(const RecurrentShape& shape, const py::array& x_array, const S
                   is_init.holder,
                   b_ih.data != nullptr,
                   b_hh.data != nullptr,
-                  {},
-                  {},
-                  0};
-        const int64_t values = steps * batch * hidden;
-        p.tape.h = keep<T>(tape, tape.h, values);
-        if (saved_values(cell)) p.tape.saved = keep<T>(tape, tape.saved, values * saved_values(cell));
+                  new_array(dtype_of<T>, {size}),
+                  static_cast<std::size_t>(size) * sizeof(T)};
+        p.tape = parts_of<T>(tape);
         tape_object = py::cast(std::move(tape));
     }
     {
@@ -214,7 +214,7 @@ py::tuple backward(const Tape& tape, py::handle grad_out_given, const State& gra
                nullptr,
                nullptr,
                data_of<std::uint8_t>(tape.is_init)};
-    p.tape = {static_cast<T*>(tape.h.get()), static_cast<T*>(tape.saved.get())};
+    p.tape = parts_of<T>(tape);
     p.overlapping = truncation.k1 < truncation.k2 && truncation.k1 < steps;
     p.grad_out = grad_out.data;
     p.grad_h_n = grad_h.data;
@@ -268,6 +268,27 @@ py::tuple recurrent_backward(Cell cell, py::handle tape_given, py::handle grad_o
                       [&](auto zero) { return backward<decltype(zero)>(tape, grad_out, state, windows, carry_scale); });
 }
 
+// The tape of an earlier forward pass from its arguments and `memory`, which may have been moved meanwhile.
+template <class T>
+Tape restore(const RecurrentShape& shape, const py::array& x, const State& state, py::handle w_ih,
+             const py::array& w_hh, bool has_b_ih, bool has_b_hh, py::handle is_init, py::handle memory) {
+    const char* op = "restore_tape";
+    const auto [cell, steps, batch, inputs, hidden] = shape;
+    const int64_t columns = gates(cell) * hidden, size = tape_size(shape);
+    return {shape,
+            dtype_of<T>,
+            input<T>(x, {steps, batch, inputs}, {op, "x"}).holder,
+            optional_input<T>(state.h, {batch, hidden}, {op, "hx"}).holder,
+            optional_input<T>(state.c, {batch, hidden}, {op, "hx"}).holder,
+            input<T>(w_ih, {columns, inputs}, {op, "w_ih"}).holder,
+            input<T>(w_hh, {columns, hidden}, {op, "w_hh"}).holder,
+            optional_mask(is_init, {steps, batch}, {op, "is_init"}).holder,
+            has_b_ih,
+            has_b_hh,
+            input<T>(memory, {size}, {op, "memory"}).holder,
+            static_cast<std::size_t>(size) * sizeof(T)};
+}
+
 std::string describe(const Tape& tape) {
     const auto [cell, steps, batch, inputs, hidden] = tape.shape;
     return std::string("<Tape of ") + forward_name(cell) + ": steps " + std::to_string(steps) + ", batch " +
@@ -284,11 +305,21 @@ Cell read_nonlinearity(py::handle given) {
     argument.value_error("expected 'tanh' or 'relu', got '" + name + "'");
 }
 
+Cell read_cell(py::handle given) {
+    const std::string name = py::str(given);
+    for (const auto& [known, cell] : {std::pair{"rnn_tanh", Cell::rnn_tanh}, std::pair{"rnn_relu", Cell::rnn_relu},
+                                      std::pair{"gru", Cell::gru}, std::pair{"lstm", Cell::lstm}})
+        if (name == known) return cell;
+    Argument{"restore_tape", "cell"}.value_error("expected 'rnn_tanh', 'rnn_relu', 'gru' or 'lstm', got '" + name +
+                                                 "'");
+}
+
 }  // namespace
 
 void register_recurrent(py::module_& module) {
     py::class_<Tape>(module, "Tape", "What a recurrent forward pass keeps for its backward pass.")
         .def_readonly("nbytes", &Tape::nbytes, "How many bytes of history it holds.")
+        .def_readonly("memory", &Tape::memory, "That history, for `restore_tape`.")
         .def("__repr__", &describe);
     module.def("rnn_forward", [](py::handle x, py::handle hx, py::handle w_ih, py::handle w_hh, py::handle b_ih,
                                  py::handle b_hh, py::handle nonlinearity, py::handle is_init, py::handle training) {
@@ -301,6 +332,18 @@ void register_recurrent(py::module_& module) {
     module.def("lstm_forward", [](py::handle x, py::handle hx, py::handle w_ih, py::handle w_hh, py::handle b_ih,
                                   py::handle b_hh, py::handle is_init, py::handle training) {
         return recurrent_forward(Cell::lstm, x, hx, w_ih, w_hh, b_ih, b_hh, is_init, training);
+    });
+    module.def("restore_tape", [](py::handle name, py::handle x, py::handle hx, py::handle w_ih, py::handle w_hh,
+                                  py::handle has_b_ih, py::handle has_b_hh, py::handle is_init, py::handle memory) {
+        const char* op = "restore_tape";
+        const py::array x_array = to_array(x, {op, "x"}), w_hh_array = to_array(w_hh, {op, "w_hh"});
+        const Cell cell = read_cell(name);
+        const RecurrentShape shape = read_shape(cell, x_array, w_hh_array, op);
+        const State state = unpack_state(hx, cell, {op, "hx"});
+        const bool b_ih = read_bool(has_b_ih, {op, "has_b_ih"}), b_hh = read_bool(has_b_hh, {op, "has_b_hh"});
+        return with_dtype(float_dtype(x_array, {op, "x"}), [&](auto zero) {
+            return restore<decltype(zero)>(shape, x_array, state, w_ih, w_hh_array, b_ih, b_hh, is_init, memory);
+        });
     });
     const auto define_backward = [&module](const char* name, Cell cell) {
         module.def(name, [cell](py::handle tape, py::handle grad_out, py::handle grad_hx, py::handle truncation,

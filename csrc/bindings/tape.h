@@ -12,8 +12,7 @@ struct Tape {
     // Borrowed: the caller's own arrays (or contiguous copies), not to be changed before the backward pass.
     py::object x, h0, c0, w_ih, w_hh, is_init;
     bool has_b_ih, has_b_hh;
-    // Kept: see RecurrentTape.
-    Block h, saved;
+    py::object memory;  // an array: h, and behind it what else a RecurrentTape holds
     std::size_t nbytes;
 };
 

@@ -147,6 +147,62 @@ void channel_sums(int64_t batch, const ImageShape& image, const T* x, T* sums) {
     });
 }
 
+// Parts of the images, each with a gradient by the weights of its own, that are added in their order: small gradients leave
+// threads too little to share within a block of pixels. The problem alone decides how many.
+template <class T>
+int64_t image_parts(const ConvolutionShape& s) {
+    constexpr int64_t most = 8, bytes = 1 << 20, least_pixels = 512;
+    const int64_t size = s.outputs * (s.inputs / s.groups) * kernel_size(s) * static_cast<int64_t>(sizeof(T));
+    int64_t parts = 1;
+    while (parts < most && 2 * parts <= s.batch && 2 * parts * size <= bytes &&
+           s.batch * s.out_height * s.out_width >= 2 * parts * least_pixels)
+        parts *= 2;
+    return parts;
+}
+
+template <class T>
+void direct_weight_gradients(const Correlation<T>& c, const T* g, T* grad_w, T* grad_b, int threads) {
+    const int useful = threads_for(c.flops() / static_cast<double>(c.groups));
+    for (int64_t group = 0; group < c.groups; ++group)
+        c.source_shape.channels_last
+            ? ConvolutionGradientLast<T>(c, g, grad_w, grad_b, group, smaller(threads, useful)).run()
+            : ConvolutionGradientFirst<T>(c, g, grad_w, grad_b, group, smaller(threads, useful)).run();
+}
+
+// c: the forward correlation of all images
+template <class T>
+void add_parts(const ConvolutionShape& s, const Correlation<T>& c, const T* g, T* grad_w, T* grad_b) {
+    const int64_t parts = image_parts<T>(s), w_size = grad_w ? c.columns * c.groups * c.depth * c.tap_count : 0,
+                  size = w_size + (grad_b ? s.outputs : 0);
+    Buffer<T> sums((parts - 1) * size);
+    const auto find = [&](int64_t i, int threads) {
+        const Range images = split(s.batch, i, parts);
+        Correlation<T> part = c;
+        part.source += images.begin * size_of(1, c.source_shape);
+        part.grid.batch = images.end - images.begin;
+        T* to = i > 0 ? sums + (i - 1) * size : nullptr;
+        direct_weight_gradients<T>(part, g + images.begin * size_of(1, c.target_shape), grad_w && to ? to : grad_w,
+                                   grad_b && to ? to + w_size : grad_b, threads);
+    };
+    const int threads = threads_for(c.flops());
+    if (threads <= parts) {
+        Tasks tasks(parts, threads);
+        run_parallel(threads, [&](const Worker& worker) { tasks.run(worker, [&](int64_t i) { find(i, 1); }); });
+    } else {
+        for (int64_t i = 0; i < parts; ++i) find(i, threads);
+    }
+    const auto add = [&](T* to, int64_t count, int64_t first) {
+        share_elements<T>(parts > 1 ? count : 0, [&](int64_t begin, int64_t length) {
+            for (int64_t i = 0; i + 1 < parts; ++i) {
+                const T* from = sums + i * size + first + begin;
+                for (int64_t k = 0; k < length; ++k) to[begin + k] += from[k];
+            }
+        });
+    };
+    if (grad_w) add(grad_w, w_size, 0);
+    if (grad_b) add(grad_b, s.outputs, w_size);
+}
+
 // The gradients by w and b of the convolution of x, for the gradient g by its output before the activation.
 template <class T>
 void weight_gradients(const ConvolutionShape& s, const T* x, const T* g, T* grad_w, T* grad_b) {
@@ -158,9 +214,7 @@ void weight_gradients(const ConvolutionShape& s, const T* x, const T* g, T* grad
         if (grad_b) channel_sums<T>(s.batch, output_image(s), g, grad_b);
         return tile == 2 ? WinogradGradient<T, 2>(c, g, grad_w).run() : WinogradGradient<T, 4>(c, g, grad_w).run();
     }
-    for (int64_t group = 0; group < s.groups; ++group)
-        s.channels_last ? ConvolutionGradientLast<T>(c, g, grad_w, grad_b, group).run()
-                        : ConvolutionGradientFirst<T>(c, g, grad_w, grad_b, group).run();
+    add_parts<T>(s, c, g, grad_w, grad_b);
 }
 
 // The gradient before the activation: `before` is filled where there is one.

@@ -15,14 +15,14 @@ template <class T>
 class ConvolutionGradientLast {
    public:
     // c: the forward correlation; g: the gradient by its target before the activation
-    ConvolutionGradientLast(const Correlation<T>& c, const T* g, T* grad_w, T* grad_b, int64_t group)
+    ConvolutionGradientLast(const Correlation<T>& c, const T* g, T* grad_w, T* grad_b, int64_t group, int threads)
         : c_(c),
           g_(g),
           grad_w_(grad_w ? grad_w + group * c.w_group : nullptr),
           grad_b_(grad_b ? grad_b + group * c.columns : nullptr),
           group_(group),
           folded_(c.depth < fold_below),
-          threads_(threads_for(c.flops() / static_cast<double>(c.groups))),
+          threads_(threads),
           length_(folded_ ? c.tap_count * c.depth : c.depth),
           panels_(ceil_div(length_, gradient::width<T>)),
           factors_(grad_w ? (folded_ ? 1 : c.tap_count) * panels_ : 0) {}
@@ -154,13 +154,13 @@ class ConvolutionGradientLast {
 template <class T>
 class ConvolutionGradientFirst {
    public:
-    ConvolutionGradientFirst(const Correlation<T>& c, const T* g, T* grad_w, T* grad_b, int64_t group)
+    ConvolutionGradientFirst(const Correlation<T>& c, const T* g, T* grad_w, T* grad_b, int64_t group, int threads)
         : c_(c),
           g_(g),
           grad_w_(grad_w),
           grad_b_(grad_b),
           group_(group),
-          threads_(threads_for(c.flops() / static_cast<double>(c.groups))),
+          threads_(threads),
           depth_(grad_w ? c.depth * c.tap_count : 0),
           pixels_(choose_pixels()),
           right_(layout_panels<T>(pixels_, c.columns, choose_vectors<T>(c.columns))),

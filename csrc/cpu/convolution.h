@@ -15,6 +15,15 @@
 namespace tbptt {
 namespace TBPTT_ISA {
 
+// A kernel of one element meets pixels one by one where nothing is strided or padded: images are rows of pixels then.
+TBPTT_INLINE ConvolutionShape flattened(ConvolutionShape s) {
+    const bool point = s.kernel_height == 1 && s.kernel_width == 1 && s.stride_y == 1 && s.stride_x == 1;
+    if (!point || s.pad_top != 0 || s.pad_left != 0 || s.out_height != s.height || s.out_width != s.width) return s;
+    s.width = s.out_width = s.height * s.width;
+    s.height = s.out_height = 1;
+    return s;
+}
+
 template <class T>
 void correlate(const Correlation<T>& c) {
     if (c.grid.positions() == 0 || c.groups * c.columns == 0) return;
@@ -107,7 +116,9 @@ void transposed_phase(const ConvolutionForward<T>& p, int64_t phase_y, int64_t p
 }
 
 template <class T>
-void convolution_forward(const ConvolutionForward<T>& p) {
+void convolution_forward(const ConvolutionForward<T>& given) {
+    ConvolutionForward<T> p = given;
+    p.shape = flattened(p.shape);
     if (is_depthwise(p.shape)) return depthwise_sum<T>(p.shape, p.shape.transposed, p.x, p.w, p.b, p.activation, p.y);
     if (shallow::is_shallow<T>(p.shape)) {
         if (p.shape.transposed) return ShallowTransposed<T>(p).run();
@@ -227,7 +238,7 @@ const T* before_activation(Activation activation, int64_t count, const T* grad_y
 
 template <class T>
 void convolution_backward(const ConvolutionBackward<T>& p) {
-    const ConvolutionShape& s = p.shape;
+    const ConvolutionShape s = flattened(p.shape);
     const ImageShape image = s.transposed ? input_image(s) : output_image(s);  // of y
     const int64_t count = size_of(s.batch, image);
     Buffer<T> before(p.activation == Activation::none ? 0 : count);

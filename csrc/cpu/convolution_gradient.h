@@ -209,28 +209,27 @@ class ConvolutionGradientFirst {
             runs.gather(c_, c_.source + (group_ * c_.depth + d) * c_.source_shape.plane(), c_.taps[k % c_.tap_count],
                         left_ + k * pixels_, pixels_);
         }
-        const int64_t width = right_.width(), plane = c_.target_shape.plane();
         for (int64_t p = panels.begin; p < panels.end; ++p)
-            for (int64_t lane = 0; lane < width; ++lane) {
-                const int64_t column = p * width + lane;
-                T* to = right_.panel(p) + lane;
-                T sum = bias_[column];
-                Position next = at;
-                for (int64_t i = 0; i < pixels_;) {
-                    const bool outside = column >= c_.columns || i >= count;
-                    const int64_t run =
-                        outside ? pixels_ - i : smaller(count - i, c_.grid.height * c_.grid.width - in_plane(next));
-                    const T* from = outside ? nullptr : g_ + channel_of(next.n, column) * plane + in_plane(next);
-                    for (int64_t j = 0; j < run; ++j, to += width) {
-                        const T value = outside ? T(0) : from[j];
-                        *to = value;
-                        sum += value;
-                    }
-                    i += run;
-                    next = {next.n + 1, 0, 0};
-                }
-                bias_[column] = sum;
-            }
+            for (int v = 0; v < right_.vectors; ++v)
+                turn(at, count, p * right_.width() + v * lanes<T>, right_.panel(p) + v * lanes<T>);
+    }
+
+    // The gradients of a vector of channels from `column` on, at `count` pixels, a row each.
+    void turn(Position at, int64_t count, int64_t column, T* to) {
+        const int64_t width = right_.width(), plane = c_.target_shape.plane(), members = c_.columns - column;
+        Vec<T> sum = load(bias_ + column);
+        const T* end = to + pixels_ * width;
+        for (int64_t run; count > 0; count -= run, at = {at.n + 1, 0, 0}) {
+            run = smaller(count, c_.grid.height * c_.grid.width - in_plane(at));
+            const T* from = g_ + channel_of(at.n, members > 0 ? column : 0) * plane + in_plane(at);
+            for_columns<T>(from, plane, run, members, [&](int64_t k, Vec<T> values) {
+                store(to + k * width, values);
+                sum += values;
+            });
+            to += run * width;
+        }
+        for (; to < end; to += width) store(to, Vec<T>{});
+        store(bias_ + column, sum);
     }
 
     int64_t in_plane(const Position& at) const { return at.y * c_.grid.width + at.x; }

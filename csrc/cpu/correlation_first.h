@@ -76,19 +76,20 @@ class CorrelationFirst {
           depth_(c.depth * c.tap_count),
           vectors_(choose_panel()),
           width_(vectors_ * lanes<T>),
-          panels_(ceil_div(c.grid.positions(), width_)),
+          together_(choose_panels()),
+          blocks_(ceil_div(c.grid.positions(), together_ * width_)),
           in_order_(c.w_depth == c.tap_count && taps_in_order(c)),
           packed_(in_order_ ? 0 : c.groups * c.columns * depth_),
           rows_(c.groups * c.columns),
-          scratch_(threads_ * depth_ * width_),
-          tasks_(c.groups * panels_, threads_) {}
+          scratch_(threads_ * together_ * depth_ * width_),
+          tasks_(c.groups * blocks_, threads_) {}
 
     void run() {
         run_parallel(threads_, [this](const Worker& worker) {
             const Range rows = split(c_.groups * c_.columns, worker);
             for (int64_t i = rows.begin; i < rows.end; ++i) rows_[i] = find_row(i / c_.columns, i % c_.columns);
             wait_for_all(worker);
-            tasks_.run(worker, [&](int64_t i) { multiply(worker, i / panels_, i % panels_); });
+            tasks_.run(worker, [&](int64_t i) { multiply(worker, i / blocks_, i % blocks_); });
         });
     }
 
@@ -101,6 +102,15 @@ class CorrelationFirst {
         return static_cast<int>(larger<int64_t>(1, smaller<int64_t>(smaller<int64_t>(vectors, max_vectors), needed)));
     }
 
+    // Panels that a block of pixels is made of: they share the way to the target's planes, of which there are many and far
+    // apart.
+    int64_t choose_panels() const {
+        constexpr int64_t bytes = 512 << 10;
+        const int64_t fit = bytes / larger<int64_t>(1, depth_ * width_ * static_cast<int64_t>(sizeof(T)));
+        const int64_t few = ceil_div(c_.grid.positions(), 2 * threads_ * width_);
+        return larger<int64_t>(1, smaller(smaller(fit, PixelRuns<T>::most / width_), few));
+    }
+
     const T* find_row(int64_t group, int64_t column) {
         const T* from = c_.w + group * c_.w_group + column * c_.w_column;
         if (in_order_) return from;
@@ -111,23 +121,45 @@ class CorrelationFirst {
     }
 
     void multiply(const Worker& worker, int64_t group, int64_t index) {
-        const int64_t first = index * width_, count = smaller<int64_t>(width_, c_.grid.positions() - first);
-        const PixelRuns<T> runs(c_, first, count);
-        T* panel = scratch_ + worker.index * depth_ * width_;
-        for (int64_t d = 0; d < c_.depth; ++d) {
-            const T* plane = c_.source + (group * c_.depth + d) * c_.source_shape.plane();
-            for (int64_t t = 0; t < c_.tap_count; ++t)
-                runs.gather(c_, plane, c_.taps[t], panel + (d * c_.tap_count + t) * width_, width_);
-        }
-        int64_t offsets[max_vectors * lanes<T>];
+        const int64_t first = index * together_ * width_;
+        const int64_t count = smaller<int64_t>(together_ * width_, c_.grid.positions() - first);
+        const int64_t panels = ceil_div(count, width_), panel_size = depth_ * width_;
+        T* panel = scratch_ + worker.index * together_ * panel_size;
+        for (int64_t p = 0; p < panels; ++p)
+            gather(group, first + p * width_, smaller(width_, count - p * width_), panel + p * panel_size);
+        int64_t offsets[PixelRuns<T>::most];
         Position next = position_of(c_.grid, first);
         for (int64_t i = 0; i < count; ++i, next = after(c_.grid, next)) offsets[i] = c_.target_at(next);
-        const Packed<T> b{panel, depth_, 1, vectors_};
-        product<T>(rows_ + group * c_.columns, c_.columns, b, Range{0, 1},
-                   [&](int64_t, int64_t row, int height, const T* c) {
-                       for (int r = 0; r < height; ++r, c += width_)
-                           write_row(group * c_.columns + row + r, c, offsets, count);
-                   });
+        alignas(64) T c[largest_tile_rows * max_vectors * lanes<T>];
+        const int64_t tiles = ceil_div(c_.columns, max_tile_rows(vectors_));
+        for (int64_t i = 0; i < tiles; ++i) {
+            const Range rows = split(c_.columns, i, tiles);
+            const int height = static_cast<int>(rows.end - rows.begin);
+            const Rows<T> weights{rows_ + group * c_.columns + rows.begin, depth_};
+            for (int64_t p = 0; p < panels; ++p) {
+                const int64_t begin = p * width_, members = smaller(width_, count - begin);
+                for (int64_t row = rows.begin; row < rows.end; ++row)
+                    fetch_row(group * c_.columns + row, offsets + begin, members);
+                find_tile<T, false>(height, vectors_)(weights, panel + p * panel_size, c, Ahead{nullptr, 0});
+                for (int64_t r = 0; r < height; ++r)
+                    write_row(group * c_.columns + rows.begin + r, c + r * width_, offsets + begin, members);
+            }
+        }
+    }
+
+    // to [depth][width] = the source at `count` positions from `first` on
+    void gather(int64_t group, int64_t first, int64_t count, T* to) const {
+        const PixelRuns<T> runs(c_, first, count);
+        for (int64_t d = 0; d < c_.depth; ++d) {
+            const T* plane = c_.source + (group * c_.depth + d) * c_.source_shape.plane();
+            for (int64_t t = 0; t < c_.tap_count; ++t, to += width_) runs.gather(c_, plane, c_.taps[t], to, width_);
+        }
+    }
+
+    // The lines are owned when they are written.
+    void fetch_row(int64_t channel, const int64_t* offsets, int64_t count) const {
+        const T* plane = c_.target + channel * c_.target_shape.plane();
+        for (int64_t i = 0; i < count; i += 64 / sizeof(T)) prefetch_to_write(plane + offsets[i]);
     }
 
     void write_row(int64_t channel, const T* c, const int64_t* offsets, int64_t count) {
@@ -147,7 +179,8 @@ class CorrelationFirst {
     const int threads_;
     const int64_t depth_;
     const int vectors_;
-    const int64_t width_, panels_;
+    const int64_t width_;
+    const int64_t together_, blocks_;  // panels of a block; blocks
     const bool in_order_;
     Buffer<T> packed_;
     Buffer<const T*> rows_;

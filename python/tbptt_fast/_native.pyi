@@ -5,6 +5,8 @@ from numpy.typing import NDArray
 class Tape:
     @property
     def nbytes(self) -> int: ...
+    @property
+    def memory(self) -> NDArray[Any]: ...
 
 def rnn_forward(
     x: Any,
@@ -32,6 +34,17 @@ def gru_backward(
 def lstm_backward(
     tape: Any, grad_out: Any, grad_hx: Any, truncation: Any, carry_scale: Any
 ) -> tuple[Any, Any, Any, Any, Any, Any]: ...
+def restore_tape(
+    cell: str,
+    x: Any,
+    hx: Any,
+    w_ih: Any,
+    w_hh: Any,
+    has_b_ih: bool,
+    has_b_hh: bool,
+    is_init: Any,
+    memory: Any,
+) -> Tape: ...
 def linear(x: Any, w: Any, b: Any, activation: str | None) -> NDArray[Any]: ...
 def linear_backward(
     grad_out: Any, x: Any, w: Any, y: Any, activation: str | None, needs: tuple[str, ...]

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "correlation.h"
+#include "interleave.h"
 
 namespace tbptt {
 namespace TBPTT_ISA {
@@ -37,7 +38,14 @@ class PixelRuns {
             const int64_t room = y >= 0 && y < height ? row - x : 0;
             const T* from = source + run.plane + y * row + x;
             T* out = to + run.begin;
-            if (step != 1)
+            if (step == 2)
+                for (int64_t i = 0; i < run.length; i += lanes<T>) {
+                    const int64_t before = -x - 2 * i, left = room - 2 * i, next = lanes<T>;
+                    const Vec<T> values = every_second<T>(load_range(from + 2 * i, before, left),
+                                                          load_range(from + 2 * i + next, before - next, left - next));
+                    store_partial(out + i, values, run.length - i);
+                }
+            else if (step != 1)
                 for (int64_t i = 0, offset = 0; i < run.length; ++i, offset += step)
                     out[i] = offset >= -x && offset < room ? from[offset] : T(0);
             else

@@ -155,6 +155,20 @@ TBPTT_INLINE int64_t join_vectors(const T* const* planes, int64_t count, T* to) 
     return i;
 }
 
+// Elements 0, 2, 4, … of a and b, one after the other.
+template <class T>
+TBPTT_INLINE Vec<T> every_second(Vec<T> a, Vec<T> b) {
+#if defined(TBPTT_SHUFFLES)
+    const Vec<T> run[2] = {a, b};
+    return part_vectors<2, 0, 1>(run);
+#else
+    constexpr int half = lanes<T> / 2;
+    Vec<T> result;
+    for (int i = 0; i < half; ++i) result[i] = a[2 * i], result[half + i] = b[2 * i];
+    return result;
+#endif
+}
+
 // to [count][m] = planes [m][count]
 template <class T>
 void join(const T* const* planes, int64_t m, int64_t count, T* to) {

@@ -6,6 +6,9 @@ region, and x is cut into leaves beforehand, so that no slice is scattered back 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import torch
 
 from .problem import WEIGHTS, Problem, Result
@@ -13,7 +16,8 @@ from .timing import LocalSide
 
 Tensor = torch.Tensor
 State = tuple[Tensor, ...]
-LAYERS = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU, "rnn": torch.nn.RNN}
+Layers = Mapping[str, Callable[..., Any]]
+LAYERS: Layers = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU, "rnn": torch.nn.RNN}
 PARAMETERS = {
     "w_ih": "weight_ih_l0",
     "w_hh": "weight_hh_l0",
@@ -25,10 +29,10 @@ PARAMETERS = {
 class Operands:
     """A layer with the problem's weights, and the leaves whose gradients are wanted."""
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: Problem, layers: Layers = LAYERS) -> None:
         arrays = problem.arrays
         self.is_lstm = problem.cell == "lstm"
-        self.layer = LAYERS[problem.cell](problem.inputs, problem.hidden)
+        self.layer = layers[problem.cell](problem.inputs, problem.hidden)
         self.weights = {name: getattr(self.layer, PARAMETERS[name]) for name in WEIGHTS}
         with torch.no_grad():
             for name, weight in self.weights.items():
@@ -42,8 +46,8 @@ class Operands:
             torch.from_numpy(arrays[name])[None].clone().requires_grad_() for name in names
         )
 
-    def call(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        out, last = self.layer(x, state if self.is_lstm else state[0])
+    def call(self, x: Tensor, state: State, **more: Any) -> tuple[Tensor, State]:
+        out, last = self.layer(x, state if self.is_lstm else state[0], **more)
         return out, last if self.is_lstm else (last,)
 
     def clear(self) -> None:
@@ -65,21 +69,23 @@ def gradient(leaf: Tensor) -> Tensor:
     return leaf.grad
 
 
-def layer_side(problem: Problem, threads: int, name: str = "torch") -> LocalSide:
+def layer_side(
+    problem: Problem, threads: int, name: str = "torch", layers: Layers = LAYERS, **more: Any
+) -> LocalSide:
     """One call; with truncation one call per chunk, the state detached, gradients accumulated."""
     torch.set_num_threads(threads)
-    operands = Operands(problem)
+    operands = Operands(problem, layers)
 
     def forward() -> None:
         with torch.no_grad():
             state = operands.state
             for x in operands.xs:
-                _, state = operands.call(x, state)
+                _, state = operands.call(x, state, **more)
 
     def both() -> tuple[list[Tensor], State]:
         state, outs = operands.state, []
         for x, grad in zip(operands.xs, operands.grads, strict=True):
-            out, state = operands.call(x, state)
+            out, state = operands.call(x, state, **more)
             torch.autograd.backward(out, grad)
             state = tuple(part.detach() for part in state)
             outs.append(out.detach())

@@ -1,0 +1,103 @@
+"""Between tensors and arrays: what is shared, and which way a call takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from .._types import Array
+
+# A library of operators lives as long as this object.
+LIBRARY = torch.library.Library("tbptt_fast", "DEF")  # noqa: TOR901
+
+Implementation: TypeAlias = Callable[..., tuple[Tensor, ...]]
+
+# Not public, but without them a tensor of a tracer would be mistaken for one with data.
+_dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
+_functorch_level: Callable[[], Any] = torch._C._functorch.peek_interpreter_stack
+
+
+def to_array(tensor: Tensor | None) -> Array | None:
+    """The tensor's memory as an array [...]; contiguous, copied where it is not."""
+    if tensor is None:
+        return None
+    if not tensor.is_contiguous():
+        tensor = tensor.contiguous()  # in parallel, which NumPy's copies are not
+    array: Array = tensor.detach().numpy()
+    return array
+
+
+def to_tensor(array: Array) -> Tensor:
+    """A tensor that owns the array."""
+    return torch.from_numpy(array)
+
+
+def is_plain(*tensors: Tensor | None) -> bool:
+    """Whether this is an eager call on ordinary tensors, which may do without the dispatcher.
+
+    Compilers, tracers, modes, transformations and autocast see the registered operators instead.
+    """
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu") or torch.jit.is_tracing():
+        return False
+    if _dispatch_modes() or _functorch_level() is not None:
+        return False
+    return all(t is None or type(t) in (Tensor, torch.nn.Parameter) for t in tensors)
+
+
+def needs_grad(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def check_cpu(op: str, **tensors: Tensor | None) -> None:
+    """
+    Raises:
+        RuntimeError: a tensor is on another device, as in PyTorch.
+    """
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.device.type != "cpu":
+            raise RuntimeError(f"{op}: {name}: expected a tensor on cpu, got one on {tensor.device}")
+
+
+def define(
+    name: str,
+    schema: str,
+    implementation: Implementation,
+    fake: Implementation,
+    backward: Callable[..., Any],
+    setup_context: Callable[..., None],
+) -> None:
+    """Register an operator with its shapes, its gradient and its rule for autocast: float32."""
+    LIBRARY.define(f"{name}{schema}")
+    LIBRARY.impl(name, implementation, "CPU")
+    torch.library.register_fake(f"tbptt_fast::{name}", fake, lib=LIBRARY)
+    torch.library.register_autograd(
+        f"tbptt_fast::{name}", backward, setup_context=setup_context, lib=LIBRARY
+    )
+
+    def in_float32(*args: Any) -> Any:
+        keys = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)
+        with torch._C._ExcludeDispatchKeyGuard(keys):
+            return getattr(torch.ops.tbptt_fast, name)(*(_to_float32(a) for a in args))
+
+    LIBRARY.impl(name, in_float32, "AutocastCPU")
+
+
+def _to_float32(argument: Any) -> Any:
+    if isinstance(argument, Tensor) and argument.dtype in (torch.bfloat16, torch.float16):
+        return argument.float()
+    return argument
+
+
+def refuse_second_derivative(name: str) -> tuple[Callable[..., Any], Callable[..., None]]:
+    """Gradient and context of an operator that is itself a gradient."""
+
+    def backward(ctx: Any, *grads: Any) -> Any:
+        raise RuntimeError(f"tbptt_fast::{name}: second derivatives are not available")
+
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    return backward, setup_context

@@ -1,0 +1,302 @@
+"""conv1d and conv2d as PyTorch operators; part of `tbptt_fast.torch`.
+
+`tbptt_fast::conv2d` and its gradient; a convolution in one dimension is one over images of a single
+row. Images in torch's channels_last format are computed and returned in it, without a copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _native
+from .._types import Array
+from ._bridge import (
+    check_cpu,
+    define,
+    is_plain,
+    needs_grad,
+    refuse_second_derivative,
+    to_array,
+    to_tensor,
+)
+
+_FORWARD = (
+    "(Tensor x, Tensor w, Tensor? b, SymInt[] stride, SymInt[] padding, SymInt[] dilation, "
+    "SymInt groups) -> Tensor"
+)
+_BACKWARD = (
+    "(Tensor grad_out, Tensor x, Tensor w, SymInt[] stride, SymInt[] padding, SymInt[] dilation, "
+    "SymInt groups, bool[] needs) -> (Tensor x, Tensor w, Tensor b)"
+)
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+
+
+def _images(x: Tensor, channels_last: bool) -> Array | None:
+    """[N, Y, X, C] with channels_last, else [N, C, Y, X]."""
+    return to_array(x.permute(0, 2, 3, 1) if channels_last else x)
+
+
+def _tensor(images: Array, channels_last: bool) -> Tensor:
+    tensor = to_tensor(images)
+    return tensor.permute(0, 3, 1, 2) if channels_last else tensor
+
+
+def _options(
+    stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int
+) -> tuple[Any, ...]:
+    top, bottom, left, right = padding
+    return (tuple(stride), ((top, bottom), (left, right)), tuple(dilation), groups, None)
+
+
+def _forward(x: Tensor, w: Tensor, b: Tensor | None, *options: Any) -> Tensor:
+    last = _is_channels_last(x)
+    y = _native.conv2d(
+        _images(x, last),
+        to_array(w),
+        to_array(b),
+        *_options(*options),
+        "NHWC" if last else "NCHW",
+        "auto",
+    )
+    return _tensor(y, last)
+
+
+def _backward(grad_out: Tensor, x: Tensor, w: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    """Gradients by x, w and b; [0] where not needed."""
+    *options, needs = rest
+    last = _is_channels_last(x)
+    stride, padding, dilation, groups, activation = _options(*options)
+    grads = _native.conv2d_backward(
+        _images(grad_out, last),
+        _images(x, last),
+        to_array(w),
+        None,
+        stride,
+        padding,
+        dilation,
+        groups,
+        activation,
+        "NHWC" if last else "NCHW",
+        "auto",
+        tuple(name for name, needed in zip("xwb", needs, strict=True) if needed),
+    )
+    nothing = x.new_empty(0)
+    by_x, by_w, by_b = grads
+    return (
+        nothing if by_x is None else _tensor(by_x, last),
+        nothing.clone() if by_w is None else to_tensor(by_w),
+        nothing.clone() if by_b is None else to_tensor(by_b),
+    )
+
+
+def _output_shape(x: Tensor, w: Tensor, *options: Any) -> list[Any]:
+    stride, padding, dilation, _ = options
+    sizes = [
+        (x.shape[2 + i] + padding[2 * i] + padding[2 * i + 1] - dilation[i] * (w.shape[2 + i] - 1) - 1)
+        // stride[i]
+        + 1
+        for i in range(2)
+    ]
+    return [x.shape[0], w.shape[0], *sizes]
+
+
+def _fake_forward(x: Tensor, w: Tensor, b: Tensor | None, *options: Any) -> Tensor:
+    format_ = torch.channels_last if _is_channels_last(x) else torch.contiguous_format
+    return x.new_empty(_output_shape(x, w, *options)).to(memory_format=format_)
+
+
+def _fake_backward(grad_out: Tensor, x: Tensor, w: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    needs = rest[-1]
+    format_ = torch.channels_last if _is_channels_last(x) else torch.contiguous_format
+    return (
+        x.new_empty(x.shape).to(memory_format=format_) if needs[0] else x.new_empty(0),
+        x.new_empty(w.shape) if needs[1] else x.new_empty(0),
+        x.new_empty(w.shape[0]) if needs[2] else x.new_empty(0),
+    )
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, w, _, *ctx.options = inputs
+    ctx.save_for_backward(x, w)
+
+
+def _differentiate(backward: Any, ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+    needs = ctx.needs_input_grad[:3]
+    found = backward(grad_out, *ctx.saved_tensors, *ctx.options, needs)
+    by = (g if needed else None for g, needed in zip(found, needs, strict=True))
+    return (*by, None, None, None, None)
+
+
+define(
+    "conv2d_backward",
+    _BACKWARD,
+    _backward,
+    _fake_backward,
+    *refuse_second_derivative("conv2d_backward"),
+)
+_GRADIENT = torch.ops.tbptt_fast.conv2d_backward.default
+define(
+    "conv2d",
+    _FORWARD,
+    _forward,  # type: ignore[arg-type]
+    _fake_forward,  # type: ignore[arg-type]
+    lambda ctx, grad: _differentiate(_GRADIENT, ctx, grad),
+    _save,
+)
+
+
+class _Plain(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Any:
+        output = _forward(*inputs)
+        _save(ctx, inputs, output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        # the operator, where second derivatives may be asked for: it refuses them
+        return _differentiate(_GRADIENT if torch.is_grad_enabled() else _backward, ctx, grad)
+
+
+def run_convolution(
+    x: Tensor,
+    w: Tensor,
+    b: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    """Images [N, O, Y', X'] for [N, I, Y, X]; padding is (top, bottom, left, right)."""
+    arguments = (x, w, b, list(stride), list(padding), list(dilation), groups)
+    if not is_plain(x, w, b):
+        return torch.ops.tbptt_fast.conv2d(*arguments)  # type: ignore[no-any-return]
+    if not needs_grad(x, w, b):
+        return _forward(*arguments)
+    return _Plain.apply(*arguments)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _per_direction(op: str, name: str, given: int | Sequence[int], directions: int) -> list[int]:
+    values = [given] * directions if isinstance(given, int) else list(given)
+    if len(values) != directions:
+        raise ValueError(f"{op}: {name}: expected {directions} integers, got {len(values)}")
+    return values
+
+
+def _sides(
+    op: str,
+    padding: int | str | Sequence[int],
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    dilation: Sequence[int],
+) -> list[int]:
+    """(before, behind) of each direction, the outer one first."""
+    if isinstance(padding, str):
+        if padding not in ("same", "valid"):
+            raise ValueError(
+                f"{op}: padding: expected integers, 'same' or 'valid', got {padding!r}"
+            )
+        if padding == "valid":
+            return [0, 0] * len(kernel)
+        if any(s != 1 for s in stride):
+            raise RuntimeError("padding='same' is not supported for strided convolutions")
+        total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+        return [side for t in total for side in (t // 2, t - t // 2)]
+    return [p for p in _per_direction(op, "padding", padding, len(kernel)) for _ in range(2)]
+
+
+def conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | str | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+) -> Tensor:
+    """torch.nn.functional.conv2d on native kernels.
+
+    Args:
+        input: [N, I, Y, X] or [I, Y, X], float32 or float64 on the CPU, in either memory format;
+            the result has the same.
+        weight: [O, I/groups, kY, kX].
+        bias: [O] or None.
+        stride, padding, dilation: one integer, or (vertical, horizontal); padding also "same" or
+            "valid".
+
+    Returns:
+        [N, O, Y', X'], or [O, Y', X'].
+
+    Raises:
+        TypeError, ValueError: a wrong dtype; a wrong shape or value.
+        RuntimeError: a tensor is not on the CPU; padding="same" with a stride; a second derivative
+            is asked for.
+
+    Source: see `tbptt_fast.conv2d`.
+
+    >>> import torch
+    >>> w = torch.ones(1, 1, 3, 3, requires_grad=True)
+    >>> y = conv2d(torch.ones(1, 1, 3, 3), w, padding=1)
+    >>> y.sum().backward()
+    >>> y[0, 0, 1].tolist(), w.grad[0, 0, 0].tolist()
+    ([6.0, 9.0, 6.0], [4.0, 6.0, 4.0])
+    """
+    check_cpu("conv2d", input=input, weight=weight, bias=bias)
+    if input.dim() == 3:
+        return conv2d(input.unsqueeze(0), weight, bias, stride, padding, dilation, groups).squeeze(0)
+    if input.dim() != 4 or weight.dim() != 4:
+        raise ValueError(
+            "conv2d: expected input with 3 or 4 and weight with 4 dimensions, "
+            f"got shapes {list(input.shape)} and {list(weight.shape)}"
+        )
+    steps = _per_direction("conv2d", "stride", stride, 2)
+    apart = _per_direction("conv2d", "dilation", dilation, 2)
+    sides = _sides("conv2d", padding, weight.shape[2:], steps, apart)
+    return run_convolution(input, weight, bias, steps, sides, apart, groups)
+
+
+def conv1d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | str | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+) -> Tensor:
+    """torch.nn.functional.conv1d on native kernels.
+
+    Args:
+        input: [N, I, X] or [I, X], float32 or float64 on the CPU.
+        weight: [O, I/groups, kX].
+
+    The other arguments and errors are those of `conv2d`.
+
+    Returns:
+        [N, O, X'], or [O, X'].
+
+    >>> import torch
+    >>> conv1d(torch.ones(1, 1, 4), torch.ones(1, 1, 2), padding="same").tolist()
+    [[[2.0, 2.0, 2.0, 1.0]]]
+    """
+    check_cpu("conv1d", input=input, weight=weight, bias=bias)
+    if input.dim() == 2:
+        return conv1d(input.unsqueeze(0), weight, bias, stride, padding, dilation, groups).squeeze(0)
+    if input.dim() != 3 or weight.dim() != 3:
+        raise ValueError(
+            "conv1d: expected input with 2 or 3 and weight with 3 dimensions, "
+            f"got shapes {list(input.shape)} and {list(weight.shape)}"
+        )
+    steps = _per_direction("conv1d", "stride", stride, 1)
+    apart = _per_direction("conv1d", "dilation", dilation, 1)
+    sides = _sides("conv1d", padding, weight.shape[2:], steps, apart)
+    images, kernels = input.unsqueeze(2), weight.unsqueeze(2)
+    y = run_convolution(images, kernels, bias, [1, *steps], [0, 0, *sides], [1, *apart], groups)
+    return y.squeeze(2)

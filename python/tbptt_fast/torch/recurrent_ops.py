@@ -1,0 +1,373 @@
+"""rnn, gru and lstm as PyTorch operators; part of `tbptt_fast.torch`.
+
+An operator `tbptt_fast::lstm` and its gradient `tbptt_fast::lstm_backward` for every cell. The
+tape of the forward pass is a tensor among the results, so that compilers, checkpointing and hooks
+on saved tensors treat it like any other. Plain eager calls skip the dispatcher: the same kernels
+behind an `autograd.Function`.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any, Literal, SupportsIndex, TypeAlias
+
+import torch
+from torch import Tensor
+
+from .. import _native
+from ..ops import Truncation
+from ._bridge import (
+    check_cpu,
+    define,
+    is_plain,
+    needs_grad,
+    refuse_second_derivative,
+    to_array,
+    to_tensor,
+)
+
+Cell: TypeAlias = Literal["rnn_tanh", "rnn_relu", "gru", "lstm"]
+CELLS: tuple[Cell, ...] = ("rnn_tanh", "rnn_relu", "gru", "lstm")
+GATES = {"rnn_tanh": 1, "rnn_relu": 1, "gru": 3, "lstm": 4}
+TAPE_VALUES = {"rnn_tanh": 1, "rnn_relu": 1, "gru": 5, "lstm": 6}  # per step, row and unit
+
+_FORWARD = (
+    "(Tensor x, Tensor? h, {c}Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, "
+    "Tensor? is_init, Tensor? carry_scale, int[]? truncation, bool keep)"
+    " -> (Tensor out, Tensor h_n, {c_n}Tensor tape)"
+)
+_BACKWARD = (
+    "(Tensor? grad_out, Tensor? grad_h, {grad_c}Tensor tape, Tensor x, Tensor? h, {c}Tensor w_ih, "
+    "Tensor w_hh, Tensor? is_init, Tensor? carry_scale, int[]? truncation, bool[] biases)"
+    " -> (Tensor x, Tensor h, {c_n}Tensor w_ih, Tensor w_hh, Tensor b_ih, Tensor b_hh)"
+)
+
+
+def states_of(cell: Cell) -> int:
+    return 2 if cell == "lstm" else 1
+
+
+def _pair(cell: Cell, states: Sequence[Any]) -> Any:
+    return tuple(states) if cell == "lstm" else states[0]
+
+
+class _Layer:
+    """One cell's operators, written for a list of states: (h,), or (h, c) of an LSTM."""
+
+    def __init__(self, cell: Cell) -> None:
+        self.cell = cell
+        self.states = states_of(cell)
+        self.name = cell
+        family = cell[:3] if cell.startswith("rnn") else cell
+        self._forward = getattr(_native, f"{family}_forward")
+        self._backward = getattr(_native, f"{family}_backward")
+        self._options = (cell[4:],) if family == "rnn" else ()
+
+    def forward(self, x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+        """out [T, B, H], the last states [B, H], and the tape [n], which is empty unless kept."""
+        states, rest = rest[: self.states], rest[self.states :]
+        w_ih, w_hh, b_ih, b_hh, is_init, _, _, keep = rest
+        out, state, tape = self._forward(
+            to_array(x),
+            _pair(self.cell, [to_array(s) for s in states]),
+            to_array(w_ih),
+            to_array(w_hh),
+            to_array(b_ih),
+            to_array(b_hh),
+            *self._options,
+            to_array(is_init),
+            keep,
+        )
+        last = state if self.cell == "lstm" else (state,)
+        memory = to_tensor(tape.memory) if keep else x.new_empty(0)
+        return (to_tensor(out), *(to_tensor(s) for s in last), memory)
+
+    def backward(self, grad_out: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
+        """Gradients by x, the states, w_ih, w_hh, b_ih and b_hh; [0] for a missing bias."""
+        n = self.states
+        grad_states, (tape, x), states = rest[:n], rest[n : n + 2], rest[n + 2 : 2 * n + 2]
+        w_ih, w_hh, is_init, carry_scale, truncation, biases = rest[2 * n + 2 :]
+        grads = self._backward(
+            _native.restore_tape(
+                self.cell,
+                to_array(x),
+                _pair(self.cell, [to_array(s) for s in states]),
+                to_array(w_ih),
+                to_array(w_hh),
+                *biases,
+                to_array(is_init),
+                to_array(tape),
+            ),
+            to_array(grad_out),
+            _pair(self.cell, [to_array(s) for s in grad_states]),
+            truncation,
+            to_array(carry_scale),
+        )
+        by_states = grads[1] if self.cell == "lstm" else (grads[1],)
+        by_biases = (x.new_empty(0) if g is None else to_tensor(g) for g in grads[4:])
+        by_weights = (to_tensor(g) for g in grads[2:4])
+        return (to_tensor(grads[0]), *(to_tensor(g) for g in by_states), *by_weights, *by_biases)
+
+    def fake_forward(self, x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+        steps, batch, _ = x.shape
+        hidden, keep = rest[self.states + 1].shape[1], rest[-1]
+        size = TAPE_VALUES[self.cell] * steps * batch * hidden if keep else 0
+        last = (x.new_empty(batch, hidden) for _ in range(self.states))
+        return (x.new_empty(steps, batch, hidden), *last, x.new_empty(size))
+
+    def fake_backward(self, grad_out: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
+        n = self.states
+        x, w_ih, w_hh, biases = rest[n + 1], rest[2 * n + 2], rest[2 * n + 3], rest[-1]
+        by_states = (x.new_empty(x.shape[1], w_hh.shape[1]) for _ in range(n))
+        by_biases = (x.new_empty(w_hh.shape[0] if has else 0) for has in biases)
+        weights = (x.new_empty(w_ih.shape), x.new_empty(w_hh.shape))
+        return (x.new_empty(x.shape), *by_states, *weights, *by_biases)
+
+    def save(self, ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        n = self.states
+        x, states, (w_ih, w_hh, b_ih, b_hh) = inputs[0], inputs[1 : n + 1], inputs[n + 1 : n + 5]
+        is_init, carry_scale, ctx.truncation, _ = inputs[n + 5 :]
+        ctx.save_for_backward(output[-1], x, *states, w_ih, w_hh, is_init, carry_scale)
+        ctx.biases = (b_ih is not None, b_hh is not None)
+        ctx.mark_non_differentiable(output[-1])
+        ctx.set_materialize_grads(False)
+
+    def differentiate(self, backward: Any, ctx: Any, grads: tuple[Tensor | None, ...]) -> Any:
+        """Gradients by the arguments of the forward pass, by `backward`, of this class or its op."""
+        n = self.states
+        nothing = (None,) * (n + 9)
+        if all(g is None for g in grads[: n + 1]):
+            return nothing
+        found = backward(*grads[: n + 1], *ctx.saved_tensors, ctx.truncation, ctx.biases)
+        states = (
+            g if wanted else None
+            for g, wanted in zip(found[1 : n + 1], ctx.needs_input_grad[1:], strict=False)
+        )
+        biases = (g if has else None for g, has in zip(found[n + 3 :], ctx.biases, strict=True))
+        return (found[0], *states, *found[n + 1 : n + 3], *biases, None, None, None, None)
+
+    def register(self) -> Any:
+        """Define both operators; returns the forward one and the Function for plain calls."""
+        more = {
+            "c": "Tensor? c, ",
+            "c_n": "Tensor c_n, ",
+            "grad_c": "Tensor? grad_c, ",
+        }
+        if self.cell != "lstm":
+            more = dict.fromkeys(more, "")
+        name = f"{self.name}_backward"
+        define(
+            name,
+            _BACKWARD.format(**more),
+            self.backward,
+            self.fake_backward,
+            *refuse_second_derivative(name),
+        )
+        gradient = getattr(torch.ops.tbptt_fast, name).default
+        define(
+            self.name,
+            _FORWARD.format(**more),
+            self.forward,
+            self.fake_forward,
+            lambda ctx, *grads: self.differentiate(gradient, ctx, grads),
+            lambda ctx, inputs, output: self.save(ctx, inputs, output),
+        )
+        layer = self
+
+        class Plain(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx: Any, *inputs: Any) -> Any:
+                output = layer.forward(*inputs)
+                layer.save(ctx, inputs, output)
+                return output
+
+            @staticmethod
+            def backward(ctx: Any, *grads: Any) -> Any:
+                # the operator, where second derivatives may be asked for: it refuses them
+                run = gradient if torch.is_grad_enabled() else layer.backward
+                return layer.differentiate(run, ctx, grads)
+
+        return getattr(torch.ops.tbptt_fast, self.name), Plain
+
+
+_LAYERS = {cell: _Layer(cell) for cell in CELLS}
+_OPERATORS = {cell: layer.register() for cell, layer in _LAYERS.items()}
+
+
+def read_truncation(given: Truncation) -> list[int] | None:
+    """None, or [k1, k2].
+
+    Raises:
+        TypeError, ValueError: it is no such thing, or k2 < k1, which would drop losses.
+    """
+    if given is None:
+        return None
+    pair: Sequence[SupportsIndex] = given if isinstance(given, (tuple, list)) else (given, given)
+    if len(pair) != 2:
+        raise ValueError(f"truncation: expected a pair (k1, k2), got {len(pair)} items")
+    k1, k2 = (operator.index(k) for k in pair)
+    if not 1 <= k1 <= k2:
+        raise ValueError(f"truncation: expected 1 <= k1 <= k2, got ({k1}, {k2})")
+    return [k1, k2]
+
+
+def run_layer(
+    cell: Cell,
+    x: Tensor,
+    states: Sequence[Tensor | None],
+    weights: Sequence[Tensor | None],
+    is_init: Tensor | None = None,
+    truncation: list[int] | None = None,
+    carry_scale: Tensor | None = None,
+) -> tuple[Tensor, ...]:
+    """out [T, B, H] and the last states [B, H] of one layer; weights are w_ih, w_hh, b_ih, b_hh."""
+    tensors = (x, *states, *weights)
+    keep = needs_grad(*tensors)
+    operator_, plain = _OPERATORS[cell]
+    arguments = (*tensors, is_init, carry_scale, truncation, keep)
+    if not is_plain(*tensors):
+        return operator_(*arguments)[:-1]  # type: ignore[no-any-return]
+    if not keep:
+        return _LAYERS[cell].forward(*arguments)[:-1]
+    return plain.apply(*arguments)[:-1]  # type: ignore[no-any-return]
+
+
+def _checked(
+    op: str,
+    cell: Cell,
+    x: Tensor,
+    states: Sequence[Tensor | None],
+    weights: Sequence[Tensor | None],
+    is_init: Tensor | None,
+    truncation: Truncation,
+    carry_scale: Tensor | None,
+) -> tuple[Tensor, ...]:
+    check_cpu(op, x=x, w_ih=weights[0], w_hh=weights[1], is_init=is_init, carry_scale=carry_scale)
+    if carry_scale is not None and carry_scale.shape != x.shape[:2]:
+        raise ValueError(
+            f"{op}: carry_scale: expected shape {list(x.shape[:2])}, got {list(carry_scale.shape)}"
+        )
+    return run_layer(cell, x, states, weights, is_init, read_truncation(truncation), carry_scale)
+
+
+def rnn(
+    x: Tensor,
+    hx: Tensor | None,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+    *,
+    nonlinearity: Literal["tanh", "relu"] = "tanh",
+    is_init: Tensor | None = None,
+    truncation: Truncation = None,
+    carry_scale: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`tbptt_fast.rnn_forward` as a differentiable function of tensors.
+
+    Args:
+        x: [T, B, I], float32 or float64 on the CPU.
+        hx: [B, H] or None (zeros).
+        w_ih, w_hh, b_ih, b_hh: [H, I], [H, H], [H] or None, as in torch.nn.RNN.
+        nonlinearity: "tanh" or "relu".
+        is_init: bool [T, B]; True at (t, b) zeroes the state that enters step t of row b.
+        truncation: of the backward pass: None, K or (k1, k2) (`tbptt_fast.rnn_backward`).
+        carry_scale: [T, B]; multiplies the gradient from step t to step t - 1. A constant: it has
+            no gradient itself.
+
+    Returns:
+        All states [T, B, H] and the last one [B, H].
+
+    Raises:
+        TypeError, ValueError: a wrong dtype; a wrong shape or value.
+        RuntimeError: a tensor is not on the CPU; a second derivative is asked for.
+
+    Source: see `tbptt_fast.rnn_forward`.
+
+    >>> import torch
+    >>> w = torch.ones(1, 1, requires_grad=True)
+    >>> out, h_n = rnn(torch.ones(3, 1, 1), None, w, w, nonlinearity="relu", truncation=1)
+    >>> out.sum().backward()  # 1 by w_ih at each step, and by w_hh the states before: 0, 1, 2
+    >>> out.ravel().tolist(), w.grad.item()
+    ([1.0, 2.0, 3.0], 6.0)
+    """
+    cell: Cell = "rnn_relu" if nonlinearity == "relu" else "rnn_tanh"
+    if nonlinearity not in ("tanh", "relu"):
+        raise ValueError(f"rnn: nonlinearity: expected 'tanh' or 'relu', got {nonlinearity!r}")
+    weights = (w_ih, w_hh, b_ih, b_hh)
+    out, h_n = _checked("rnn", cell, x, (hx,), weights, is_init, truncation, carry_scale)
+    return out, h_n
+
+
+def gru(
+    x: Tensor,
+    hx: Tensor | None,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+    *,
+    is_init: Tensor | None = None,
+    truncation: Truncation = None,
+    carry_scale: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`tbptt_fast.gru_forward` as a differentiable function of tensors.
+
+    Args:
+        w_ih, w_hh, b_ih, b_hh: [3H, I], [3H, H], [3H] or None, as in torch.nn.GRU.
+
+    The other arguments, results and errors are those of `rnn`.
+
+    Source: see `tbptt_fast.gru_forward`.
+
+    >>> import torch
+    >>> x, h = torch.ones(4, 2, 3), torch.ones(2, 5, requires_grad=True)
+    >>> out, h_n = gru(x, h, torch.zeros(15, 3), torch.zeros(15, 5))
+    >>> out[-1].sum().backward()
+    >>> h.grad[0, 0].item()
+    0.0625
+    """
+    weights = (w_ih, w_hh, b_ih, b_hh)
+    out, h_n = _checked("gru", "gru", x, (hx,), weights, is_init, truncation, carry_scale)
+    return out, h_n
+
+
+def lstm(
+    x: Tensor,
+    hx: tuple[Tensor | None, Tensor | None] | None,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+    *,
+    is_init: Tensor | None = None,
+    truncation: Truncation = None,
+    carry_scale: Tensor | None = None,
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """`tbptt_fast.lstm_forward` as a differentiable function of tensors.
+
+    Args:
+        hx: the pair (h, c), each [B, H] or None (zeros), or None.
+        w_ih, w_hh, b_ih, b_hh: [4H, I], [4H, H], [4H] or None, as in torch.nn.LSTM.
+
+    The other arguments, results and errors are those of `rnn`.
+
+    Returns:
+        All h [T, B, H] and the last pair (h, c), each [B, H].
+
+    Source: see `tbptt_fast.lstm_forward`.
+
+    >>> import torch
+    >>> w_ih, w_hh = torch.ones(20, 4, requires_grad=True), torch.ones(20, 5)
+    >>> out, (h_n, c_n) = lstm(torch.ones(3, 2, 4), None, w_ih, w_hh, truncation=(1, 2))
+    >>> out.sum().backward()
+    >>> out.shape, w_ih.grad.shape
+    (torch.Size([3, 2, 5]), torch.Size([20, 4]))
+    """
+    states = (None, None) if hx is None else tuple(hx)
+    if len(states) != 2:
+        raise ValueError(f"lstm: hx: expected a pair (h, c), got {len(states)} items")
+    weights = (w_ih, w_hh, b_ih, b_hh)
+    out, h_n, c_n = _checked("lstm", "lstm", x, states, weights, is_init, truncation, carry_scale)
+    return out, (h_n, c_n)

@@ -4,6 +4,8 @@
 // the number of threads.
 #pragma once
 
+#include <type_traits>
+
 #include "../api.h"
 #include "reduce.h"
 #include "vector_math.h"
@@ -98,10 +100,13 @@ TBPTT_INLINE Vec<T> vec_sqrt(Vec<T> x) {
 // A vector of each array of a parameter while it is updated.
 template <class T>
 struct Update {
-    Vec<T> param, grad, first, second;
+    Vec<T> param, grad, first, second, third;
 };
 
-// Calls rule(Update&) on all elements; `states` says how many of the optimizer's own arrays it uses.
+// The optimizer's own arrays that a rule uses.
+enum States { none = 0, first = 1, second = 2, third = 4 };
+
+// Calls rule(Update&) on all elements; `states` is a sum of States.
 template <int states, class T, class Rule>
 TBPTT_INLINE void update_all(const Parameters<T>& list, Rule rule) {
     const Vec<T> limit = broadcast(static_cast<T>(list.clip_value));
@@ -112,12 +117,14 @@ TBPTT_INLINE void update_all(const Parameters<T>& list, Rule rule) {
             Update<T> u{};
             u.param = load_partial(array.param + i, count);
             u.grad = clamp<T>(load_partial(array.grad + i, count), limit) * factor;
-            if (states > 0) u.first = load_partial(array.first + i, count);
-            if (states > 1) u.second = load_partial(array.second + i, count);
+            if (states & first) u.first = load_partial(array.first + i, count);
+            if (states & second) u.second = load_partial(array.second + i, count);
+            if (states & third) u.third = load_partial(array.third + i, count);
             rule(u);
             store_partial(array.param + i, u.param, count);
-            if (states > 0) store_partial(array.first + i, u.first, count);
-            if (states > 1) store_partial(array.second + i, u.second, count);
+            if (states & first) store_partial(array.first + i, u.first, count);
+            if (states & second) store_partial(array.second + i, u.second, count);
+            if (states & third) store_partial(array.third + i, u.third, count);
         }
     });
 }
@@ -125,12 +132,13 @@ TBPTT_INLINE void update_all(const Parameters<T>& list, Rule rule) {
 template <class T>
 void sgd_step(const SgdStep<T>& p) {
     const T lr = static_cast<T>(p.lr), mu = static_cast<T>(p.mu), decay = static_cast<T>(p.weight_decay);
+    const T share = static_cast<T>(p.grad_share);
     if (p.mu == 0)
-        update_all<0>(p.list, [=](Update<T>& u) { u.param -= lr * (u.grad + decay * u.param); });
+        update_all<none>(p.list, [=](Update<T>& u) { u.param -= lr * (u.grad + decay * u.param); });
     else
-        update_all<1>(p.list, [=, nesterov = p.nesterov](Update<T>& u) {
+        update_all<first>(p.list, [=, nesterov = p.nesterov](Update<T>& u) {
             const Vec<T> grad = u.grad + decay * u.param;
-            u.first = mu * u.first + grad;
+            u.first = mu * u.first + share * grad;
             u.param -= lr * (nesterov ? grad + mu * u.first : u.first);
         });
 }
@@ -139,18 +147,27 @@ template <class T>
 void rmsprop_step(const RmspropStep<T>& p) {
     const T lr = static_cast<T>(p.lr), mu = static_cast<T>(p.mu), decay = static_cast<T>(p.weight_decay);
     const T alpha = static_cast<T>(p.alpha), rest = static_cast<T>(1 - p.alpha), eps = static_cast<T>(p.eps);
-    const auto scaled = [=](Update<T>& u) {
-        const Vec<T> grad = u.grad + decay * u.param;
-        u.first = alpha * u.first + rest * (grad * grad);
-        return grad / (vec_sqrt<T>(u.first) + eps);
-    };
-    if (p.mu == 0)
-        update_all<1>(p.list, [=](Update<T>& u) { u.param -= lr * scaled(u); });
-    else
-        update_all<2>(p.list, [=](Update<T>& u) {
-            u.second = mu * u.second + scaled(u);
-            u.param -= lr * u.second;
+    const auto update = [&](auto centered, auto with_momentum) {
+        constexpr int states =
+            first | (decltype(with_momentum)::value ? second : 0) | (decltype(centered)::value ? third : 0);
+        update_all<states>(p.list, [=](Update<T>& u) {
+            const Vec<T> grad = u.grad + decay * u.param;
+            u.first = alpha * u.first + rest * (grad * grad);
+            Vec<T> variance = u.first;
+            if (decltype(centered)::value) {
+                u.third = alpha * u.third + rest * grad;
+                variance -= u.third * u.third;
+                variance = variance < 0 ? Vec<T>{} : variance;  // by rounding
+            }
+            const Vec<T> scaled = grad / (vec_sqrt<T>(variance) + eps);
+            if (decltype(with_momentum)::value) u.second = mu * u.second + scaled;
+            u.param -= lr * (decltype(with_momentum)::value ? u.second : scaled);
         });
+    };
+    const auto choose = [&](auto centered) {
+        p.mu == 0 ? update(centered, std::false_type()) : update(centered, std::true_type());
+    };
+    p.centered ? choose(std::true_type()) : choose(std::false_type());
 }
 
 template <class T>
@@ -159,12 +176,17 @@ void adam_step(const AdamStep<T>& p) {
     const T beta2 = static_cast<T>(p.beta2), rest2 = static_cast<T>(1 - p.beta2);
     const T step_size = static_cast<T>(p.step_size), inverse_root = static_cast<T>(p.inverse_root);
     const T eps = static_cast<T>(p.eps), decay = static_cast<T>(p.grad_decay), keep = static_cast<T>(p.param_keep);
-    update_all<2>(p.list, [=](Update<T>& u) {
-        const Vec<T> grad = u.grad + decay * u.param;
-        u.first = beta1 * u.first + rest1 * grad;
-        u.second = beta2 * u.second + rest2 * (grad * grad);
-        u.param = keep * u.param - step_size * u.first / (vec_sqrt<T>(u.second) * inverse_root + eps);
-    });
+    const auto update = [&](auto amsgrad) {
+        update_all<first | second | (decltype(amsgrad)::value ? third : 0)>(p.list, [=](Update<T>& u) {
+            const Vec<T> grad = u.grad + decay * u.param;
+            u.first = beta1 * u.first + rest1 * grad;
+            u.second = beta2 * u.second + rest2 * (grad * grad);
+            if (decltype(amsgrad)::value) u.third = u.second > u.third ? u.second : u.third;
+            const Vec<T> square = decltype(amsgrad)::value ? u.third : u.second;
+            u.param = keep * u.param - step_size * u.first / (vec_sqrt<T>(square) * inverse_root + eps);
+        });
+    };
+    p.amsgrad ? update(std::true_type()) : update(std::false_type());
 }
 
 }  // namespace TBPTT_ISA

@@ -91,13 +91,15 @@ def step_both(
     assert ours[0].grad_norm == pytest.approx(float(norm), rel=1e-5)
 
 
-def assert_same(ours: Sequence[Any], theirs: Sequence[Any], steps: int = STEPS) -> None:
+def assert_same(
+    ours: Sequence[Any], theirs: Sequence[Any], steps: int = STEPS, eps: float | None = None
+) -> None:
     for p, q in zip(ours, theirs, strict=True):
         assert p.dtype == q.dtype
-        assert_close(p.detach().numpy(), q.detach().numpy(), "gradient", length=steps**2)
+        assert_close(p.detach().numpy(), q.detach().numpy(), "gradient", length=steps**2, eps=eps)
 
 
-def assert_same_state(ours: Any, theirs: Any) -> None:
+def assert_same_state(ours: Any, theirs: Any, eps: float | None = None) -> None:
     """State dicts of the same entries, names, types and, up to rounding, values."""
     a, b = ours.state_dict(), theirs.state_dict()
     assert a["param_groups"] == b["param_groups"]
@@ -107,8 +109,10 @@ def assert_same_state(ours: Any, theirs: Any) -> None:
         for name, tensor in entries.items():
             other = b["state"][key][name]
             assert (tensor.dtype, tensor.shape) == (other.dtype, other.shape), name
-            assert tensor.stride() == other.stride(), name
-            assert_close(tensor.numpy(), other.numpy(), "gradient", length=STEPS**2, name=name)
+            assert not tensor.numel() or tensor.stride() == other.stride(), name
+            assert_close(
+                tensor.numpy(), other.numpy(), "gradient", length=STEPS**2, eps=eps, name=name
+            )
 
 
 def pair(
@@ -166,13 +170,14 @@ def test_groups_of_options_and_dtypes(name: str) -> None:
             {"params": params[5:9], "lr": 0.01, "weight_decay": 0.2},
             {"params": params[3:5], "lr": torch.tensor(0.02)},
         ]
-        clip = {"max_norm": 0.7} if module is optim else {}
+        clip: dict[str, Any] = {"max_norm": 0.7} if module is optim else {}
         optimizer = getattr(module, kind)(groups, lr=0.05, **options, **clip)
         optimizer.add_param_group({"params": params[9:], "lr": 0.03})
         made.append((optimizer, params))
     for count in range(1, STEPS + 1):
         step_both(made[0], made[1], count, (count, 12) if count > 1 else ())
-    assert_same(made[0][1], made[1][1])
+    # torch takes the norm and the tensor rate in float32, also for parameters in float64.
+    assert_same(made[0][1], made[1][1], eps=float(np.finfo("float32").eps))
 
 
 @pytest.mark.parametrize("options", [{}, {"eps": 0.1, "weight_decay": 0.1}])
@@ -279,10 +284,10 @@ def test_replaced_tensors() -> None:
             p.grad = None
         optimizer.load_state_dict(optimizer.state_dict())  # casts the state
     step_both(ours, theirs, 3)
-    assert_same_state(ours[0], theirs[0])
-    for p, q in zip(ours[1], theirs[1], strict=True):
-        assert p.dtype == torch.float64
-        np.testing.assert_allclose(p.detach().numpy(), q.detach().numpy(), rtol=0, atol=1e-6)
+    assert all(p.dtype == torch.float64 for p in ours[1])
+    single = float(np.finfo("float32").eps)  # of the steps before
+    assert_same(ours[1], theirs[1], eps=single)
+    assert_same_state(ours[0], theirs[0], eps=single)
 
 
 def test_parameters_that_left_are_forgotten() -> None:
@@ -525,7 +530,7 @@ def test_wrong_keywords(kind: str) -> None:
         (lambda: torch.ones(3, device="meta"), TypeError, "on the device cpu, got meta"),
         (lambda: torch.ones(6)[::2], ValueError, r"without gaps .* shape \[3\] with strides \[2\]"),
         (lambda: torch.ones(1).expand(3), ValueError, r"without gaps .* strides \[0\]"),
-        (lambda: torch.ones(3).to_sparse(), TypeError, "dense tensor .* got torch.sparse_coo"),
+        (lambda: torch.eye(2).to_sparse(), TypeError, "dense tensor .* got torch.sparse_coo"),
     ],
 )
 def test_wrong_parameters(kind: str, tensor: Any, error: type[Exception], text: str) -> None:
@@ -543,7 +548,7 @@ def test_wrong_parameters(kind: str, tensor: Any, error: type[Exception], text: 
     wrong = tensor().requires_grad_()
     optimizer.param_groups[0]["params"] = [good, wrong]
     set_grads([good, other], 1)
-    wrong.grad = torch.ones_like(wrong)
+    wrong.grad = torch.zeros_like(wrong)
     with pytest.raises(error, match=where + text):
         optimizer.step()
     assert torch.equal(good, torch.ones(3))
@@ -555,7 +560,9 @@ def test_sparse_gradients(kind: str) -> None:
     table = torch.nn.Embedding(5, 3, sparse=True)
     table(torch.tensor([1, 2])).sum().backward()
     optimizer = getattr(optim, kind)(table.parameters(), lr=0.1)
-    text = f"^gradient of {kind}: parameter 0 of group 0: expected a dense tensor .* sparse_coo"
+    text = (
+        f"^gradient of {kind}: parameter 0 of group 0: expected a dense tensor .* torch.sparse_coo"
+    )
     with pytest.raises(TypeError, match=text):
         optimizer.step()
     assert not optimizer.state

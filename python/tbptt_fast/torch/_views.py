@@ -82,7 +82,7 @@ class ParameterView:
         return (
             self.param is param
             and self.names == names
-            and state is not None
+            and (state is not None or not self.state_tensors)
             and self.pointer == param.data_ptr()
             and self.dtype is param.dtype
             and self.shape == param.shape

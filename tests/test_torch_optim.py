@@ -202,14 +202,14 @@ def test_the_norm_of_several_calls(options: dict[str, Any]) -> None:
 @pytest.mark.parametrize("name", ["sgd-momentum", "adamw"])
 @pytest.mark.filterwarnings("ignore:Detected call of")
 def test_schedulers(name: str, kind: str) -> None:
-    options: dict[str, Any] = {
+    choices: dict[str, dict[str, Any]] = {
         "StepLR": {"step_size": 2},
         "OneCycleLR": {"max_lr": 0.1, "total_steps": STEPS + 1},
         "ReduceLROnPlateau": {"patience": 0},
         "LambdaLR": {"lr_lambda": lambda epoch: 1 / (1 + epoch)},
-    }[kind]
+    }
     both = pair(name, max_norm=1.0)
-    schedules = [getattr(torch.optim.lr_scheduler, kind)(o, **options) for o, _ in both]
+    schedules = [getattr(torch.optim.lr_scheduler, kind)(o, **choices[kind]) for o, _ in both]
     for count in range(1, STEPS + 1):
         step_both(*both, count)
         for schedule in schedules:

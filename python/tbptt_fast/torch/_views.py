@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -93,7 +94,7 @@ class ParameterView:
             )
         )
 
-    def grad_array(self, grad: torch.Tensor, where: str) -> Array:
+    def grad_array(self, grad: torch.Tensor, where: Callable[[], str]) -> Array:
         """The gradient in the parameter's order; a copy only if it lies in another order."""
         try:
             if grad.requires_grad:
@@ -103,15 +104,15 @@ class ParameterView:
             else:
                 array = np.ascontiguousarray(grad.numpy().transpose(self.order))
         except (RuntimeError, TypeError):
-            check_tensor(grad, f"gradient of {where}")
+            check_tensor(grad, f"gradient of {where()}")
             raise
         if array.dtype != self.array.dtype:
             raise TypeError(
-                f"gradient of {where}: expected dtype {self.array.dtype}, got {array.dtype}"
+                f"gradient of {where()}: expected dtype {self.array.dtype}, got {array.dtype}"
             )
         if array.shape != self.array.shape:
             raise ValueError(
-                f"gradient of {where}: expected shape {list(self.shape)}, got {list(grad.shape)}"
+                f"gradient of {where()}: expected shape {list(self.shape)}, got {list(grad.shape)}"
             )
         return array
 

@@ -22,6 +22,7 @@ Raised by all classes, at construction, by `add_param_group` and `load_state_dic
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -164,7 +165,8 @@ class _Fused(torch.optim.Optimizer):
                 if batch is None:
                     batch = found[key] = Batch(group, key[1], len(names))
                     batches.append(batch)
-                batch.add(view, view.grad_array(grad, self._name(index, i)))
+                where = functools.partial(self._name, index, i)  # for errors only
+                batch.add(view, view.grad_array(grad, where))
         if len(self._views) > total:  # parameters were taken out of a group
             ours = {id(p) for group in self.param_groups for p in group["params"]}
             self._views = {key: view for key, view in self._views.items() if key in ours}

@@ -193,9 +193,11 @@ struct OptimizerArray {
     const T* grad;  // may be `param`
     T* first;       // out: state of the optimizer, see each step; null where unused
     T* second;      // out: the same
+    T* third;       // out: the same
 };
 
-// All parameters of a network, and what is done to their gradients: clipped to ±clip_value, then multiplied by `factor`.
+// All parameters of a network, and what is done to their gradients: clipped to ±clip_value, then multiplied by `factor`,
+// which is negative to maximize.
 template <class T>
 struct Parameters {
     const OptimizerArray<T>* arrays;
@@ -215,23 +217,28 @@ template <class T>
 struct SgdStep {
     Parameters<T> list;  // first: momentum, used when mu > 0
     double lr, mu, weight_decay;
+    double grad_share;  // momentum = mu · momentum + grad_share · grad
     bool nesterov;
 };
 
 template <class T>
 struct RmspropStep {
-    Parameters<T> list;  // first: average of squares; second: momentum, used when mu > 0
+    // first: average of squares; second: momentum, used when mu > 0; third: average of gradients, used when centered
+    Parameters<T> list;
     double lr, alpha, eps, mu, weight_decay;
+    bool centered;
 };
 
 template <class T>
 struct AdamStep {
-    Parameters<T> list;   // first: average of gradients; second: average of squares
+    // first: average of gradients; second: average of squares; third: its maximum so far, used with amsgrad
+    Parameters<T> list;
     double step_size;     // lr / (1 - beta1^t)
     double inverse_root;  // 1 / √(1 - beta2^t)
     double beta1, beta2, eps;
     double grad_decay;  // grad += grad_decay · param
     double param_keep;  // param *= param_keep, before the step
+    bool amsgrad;
 };
 
 // x [outer, channels, inner]: NCHW has inner = H·W, NHWC and [N, C] have inner = 1.

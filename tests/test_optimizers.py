@@ -157,6 +157,96 @@ def test_every_step_equals_torch(name: str, dtype: str, clip: dict[str, float]) 
             assert_close(p, mirror.detach().numpy(), "gradient", length=count**2)
 
 
+# The op, its options, and whether it has a third array of its own.
+VARIANTS: dict[str, tuple[str, dict[str, Any], bool]] = {
+    "sgd-dampening": ("sgd", {"mu": 0.9, "dampening": 0.4, "weight_decay": 0.1}, False),
+    "sgd-maximize": ("sgd", {"maximize": True, "weight_decay": 0.1}, False),
+    "rmsprop-centered": ("rmsprop", {"alpha": 0.8, "eps": 0.1}, True),
+    "rmsprop-centered-momentum": ("rmsprop", {"mu": 0.8, "alpha": 0.8, "eps": 0.1}, True),
+    "rmsprop-maximize": ("rmsprop", {"maximize": True}, False),
+    "adam-amsgrad": ("adam", {"beta2": 0.5, "eps": 0.1}, True),
+    "adam-maximize": ("adam", {"maximize": True, "weight_decay": 0.3, "decoupled": True}, False),
+}
+
+
+@pytest.mark.usefixtures("isa", "threads")
+@pytest.mark.parametrize("name", VARIANTS)
+@dtypes
+@clips
+def test_variants_equal_the_oracle(name: str, dtype: str, clip: dict[str, float]) -> None:
+    op, options, third = VARIANTS[name]
+    params = draw(0, dtype)
+    ours = [params, *zeros(params, op), *([[np.zeros_like(p) for p in params]] if third else [])]
+    theirs = [[a.astype(np.float64) for a in arrays] for arrays in ours]
+    for count in range(1, STEPS + 1):
+        grads = draw(count, dtype)
+        step_of(tbptt_fast, op, (ours[0], grads, *ours[1:]), count, **options, **clip)
+        wide = [g.astype(np.float64) for g in grads]
+        step_of(reference, op, (theirs[0], wide, *theirs[1:]), count, **options, **clip)
+        for arrays, expected in zip(ours, theirs, strict=True):
+            for a, b in zip(arrays, expected, strict=True):
+                assert_close(a, b, "gradient", length=count**2)
+
+
+@ops
+@dtypes
+def test_a_given_norm(op: str, dtype: str) -> None:
+    """Bits as if it had been computed; another norm clips by another factor."""
+    grads = draw(1, dtype)
+    norm = tbptt_fast.global_norm(grads, clip_value=0.9)
+    results = []
+    for given in (None, norm, 2 * norm):
+        params = draw(0, dtype)
+        arrays = (params, grads, *zeros(params, op))
+        result = step_of(tbptt_fast, op, arrays, max_norm=0.5, clip_value=0.9, norm=given)
+        assert result == (given or norm, True)
+        results.append({str(i): p for i, p in enumerate(params)})
+    assert_identical(results[0], results[1])
+    assert any((results[0][key] != results[2][key]).any() for key in results[0])
+
+
+@ops
+def test_a_given_norm_that_is_not_finite(op: str) -> None:
+    arrays = one(op)
+    with pytest.raises(FloatingPointError, match=f"^{op}_step: norm: non-finite gradient$"):
+        step_of(tbptt_fast, op, arrays, norm=math.nan)
+    assert step_of(tbptt_fast, op, arrays, norm=math.nan, non_finite="skip").applied is False
+    np.testing.assert_array_equal(arrays[0][0], 1.0)
+    for norm, error in ((math.inf, ValueError), (-1.0, ValueError), ("1", TypeError)):
+        with pytest.raises(error, match=f"^{op}_step: norm: expected a finite number >= 0, got"):
+            step_of(tbptt_fast, op, arrays, norm=norm)
+
+
+@pytest.mark.usefixtures("isa", "threads")
+@pytest.mark.parametrize("dtypes_", [("float32",), ("float64",), ("float32", "float64")])
+def test_the_norm_of_many_arrays(dtypes_: tuple[str, ...]) -> None:
+    arrays = [a for dtype in dtypes_ for a in draw(3, dtype)]
+    for clip_value in (None, 0.5):
+        wanted = reference.global_norm(arrays, clip_value=clip_value)
+        norm = tbptt_fast.global_norm(arrays, clip_value=clip_value)
+        assert norm == pytest.approx(wanted, rel=1e-13)
+    strided = [np.repeat(a, 2, axis=-1)[..., ::2] if a.ndim else a for a in arrays]
+    assert tbptt_fast.global_norm(strided) == tbptt_fast.global_norm(tuple(arrays))
+    assert tbptt_fast.global_norm([]) == 0.0
+    for bad in (math.nan, math.inf):
+        arrays[-1][3, 4] = bad
+        assert math.isnan(tbptt_fast.global_norm(arrays, clip_value=1.0))
+
+
+def test_arrays_without_a_norm() -> None:
+    good = np.ones(3)
+    for wrong, text in (
+        (np.ones(3, np.int64), "expected dtype float32 or float64, got int64"),
+        ([1.0], "expected an array, got list"),
+    ):
+        with pytest.raises(TypeError, match=rf"^global_norm: arrays\[1\]: {text}"):
+            tbptt_fast.global_norm([good, wrong])
+    with pytest.raises(TypeError, match=r"^global_norm: arrays: expected a list of arrays, got"):
+        tbptt_fast.global_norm(good)
+    with pytest.raises(ValueError, match=r"^global_norm: clip_value: expected None or a finite"):
+        tbptt_fast.global_norm([good], clip_value=0.0)
+
+
 def test_by_hand() -> None:
     """Nesterov's second step, and the order of the two ways of clipping."""
     w, m = np.array([1.0]), np.array([0.0])

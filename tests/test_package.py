@@ -89,16 +89,23 @@ def documented(value: Any) -> bool:
     return bool(re.sub(rf"^{value.__name__}\(.*", "", text).strip())
 
 
+def imported(name: str) -> Any:
+    """The module; what needs a framework that is not installed skips."""
+    if name.startswith("tbptt_fast.torch"):
+        pytest.importorskip("torch")
+    return importlib.import_module(name)
+
+
 @pytest.mark.parametrize("name", API)
 def test_public_names_have_docstrings(name: str) -> None:
-    module = importlib.import_module(name)
+    module = imported(name)
     assert module.__doc__
     assert not [member for member, value in public_members(module) if not documented(value)]
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_doctests(name: str) -> None:
-    assert doctest.testmod(importlib.import_module(name)).failed == 0
+    assert doctest.testmod(imported(name)).failed == 0
 
 
 def test_import_is_light() -> None:

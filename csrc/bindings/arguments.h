@@ -73,6 +73,7 @@ struct Interval {
 
 constexpr double infinite = std::numeric_limits<double>::infinity();
 constexpr Interval not_negative{"a finite number >= 0", 0, true, infinite};
+constexpr Interval any_number{"a finite number", -infinite, false, infinite};
 constexpr Interval positive{"a finite number > 0", 0, false, infinite};
 constexpr Interval positive_or_none{"None or a finite number > 0", 0, false, infinite};
 constexpr Interval fraction{"a number in [0, 1)", 0, true, 1};

@@ -51,7 +51,7 @@ class ArrayLists {
             const py::array& array = add_written(items[i], item);
             params_.push_back(array);
             arrays_.push_back(
-                {array.size(), static_cast<T*>(const_cast<void*>(array.data())), nullptr, nullptr, nullptr});
+                {array.size(), static_cast<T*>(const_cast<void*>(array.data())), nullptr, nullptr, nullptr, nullptr});
         }
     }
 

@@ -9,21 +9,37 @@ namespace tbptt::python {
 
 namespace {
 
-struct Clipping {
+// What is done to the gradients before a step.
+struct Gradients {
     double max_norm, clip_value;  // infinite for none
     bool skip;                    // a non-finite gradient skips the step instead of raising
+    bool maximize;
+    bool norm_given;
+    double norm;  // NaN when a gradient is not finite
 };
 
 double read_limit(py::handle given, const Argument& argument) {
     return given.is_none() ? infinite : read_number(given, positive_or_none, argument);
 }
 
-Clipping read_clipping(py::handle max_norm, py::handle clip_value, py::handle non_finite, const char* op) {
+// None, a number, or the NaN that global_norm gives.
+double read_norm(py::handle given, const Argument& argument) {
+    const bool is_nan = given.is_none() || (PyFloat_Check(given.ptr()) && std::isnan(PyFloat_AS_DOUBLE(given.ptr())));
+    return is_nan ? std::nan("") : read_number(given, not_negative, argument);
+}
+
+Gradients read_gradients(py::handle max_norm, py::handle clip_value, py::handle non_finite, py::handle maximize,
+                         py::handle norm, const char* op) {
     const Argument argument{op, "non_finite"};
     if (!py::isinstance<py::str>(non_finite)) argument.type_error("expected a string, got " + type_name(non_finite));
     const std::string choice = py::str(non_finite);
     if (choice != "raise" && choice != "skip") argument.value_error("expected 'raise' or 'skip', got '" + choice + "'");
-    return {read_limit(max_norm, {op, "max_norm"}), read_limit(clip_value, {op, "clip_value"}), choice == "skip"};
+    return {read_limit(max_norm, {op, "max_norm"}),
+            read_limit(clip_value, {op, "clip_value"}),
+            choice == "skip",
+            read_bool(maximize, {op, "maximize"}),
+            !norm.is_none(),
+            read_norm(norm, {op, "norm"})};
 }
 
 // Whoever reads the lists takes the dtype of the first parameter.
@@ -35,28 +51,29 @@ DType dtype_of_list(py::handle params, const char* op) {
     return float_dtype(py::reinterpret_borrow<py::array>(items[0]), {op, "params[0]"});
 }
 
-// Both passes; (norm, applied). `step(list)` runs the second one.
+// The norm, unless it is given, and the update; (norm, applied). `step(list)` makes the update.
 template <class T, class Step>
-py::tuple run(const ArrayLists<T>& lists, const Clipping& clipping, const char* op, Step step) {
+py::tuple run(const ArrayLists<T>& lists, const Gradients& gradients, const char* op, Step step) {
     constexpr double torch_eps = 1e-6;  // as in torch.nn.utils.clip_grad_norm_
-    double norm = 0;
+    double norm = gradients.norm;
     int64_t non_finite = -1;
     {
         const py::gil_scoped_release unlocked;
-        Parameters<T> list = lists.list(clipping.clip_value);
-        kernels<T>().gradient_norm({list, &norm, &non_finite});
-        if (non_finite < 0) {
-            list.factor = std::min(1.0, clipping.max_norm / (norm + torch_eps));
+        Parameters<T> list = lists.list(gradients.clip_value);
+        if (!gradients.norm_given) kernels<T>().gradient_norm({list, &norm, &non_finite});
+        if (!std::isnan(norm)) {
+            const double factor = std::min(1.0, gradients.max_norm / (norm + torch_eps));
+            list.factor = gradients.maximize ? -factor : factor;
             step(list);
         }
     }
-    if (non_finite >= 0 && !clipping.skip) {
-        const std::string message =
-            std::string(op) + ": grads[" + std::to_string(non_finite) + "]: non-finite gradient";
+    if (std::isnan(norm) && !gradients.skip) {
+        const std::string where = gradients.norm_given ? "norm" : "grads[" + std::to_string(non_finite) + "]";
+        const std::string message = std::string(op) + ": " + where + ": non-finite gradient";
         PyErr_SetString(PyExc_FloatingPointError, message.c_str());
         throw py::error_already_set();
     }
-    return py::make_tuple(norm, non_finite < 0);
+    return py::make_tuple(norm, !std::isnan(norm));
 }
 
 // With mu = 0 the momentum may be given, and is left alone.
@@ -69,57 +86,61 @@ void add_momentum(ArrayLists<T>& lists, py::handle given, double mu, T* Optimize
 }
 
 py::tuple sgd_step(py::handle params, py::handle grads, py::handle momentum, py::handle lr, py::handle mu,
-                   py::handle nesterov, py::handle weight_decay, py::handle max_norm, py::handle clip_value,
-                   py::handle non_finite) {
+                   py::handle dampening, py::handle nesterov, py::handle weight_decay, py::handle maximize,
+                   py::handle max_norm, py::handle clip_value, py::handle non_finite, py::handle norm) {
     const char* op = "sgd_step";
     const double rate = read_number(lr, not_negative, {op, "lr"}), inertia = read_number(mu, not_negative, {op, "mu"}),
+                 damped = read_number(dampening, any_number, {op, "dampening"}),
                  decay = read_number(weight_decay, not_negative, {op, "weight_decay"});
     const bool look_ahead = read_bool(nesterov, {op, "nesterov"});
     if (look_ahead && inertia == 0) Argument{op, "nesterov"}.value_error("expected mu > 0 with it, got mu = 0");
-    const Clipping clipping = read_clipping(max_norm, clip_value, non_finite, op);
+    const Gradients gradients = read_gradients(max_norm, clip_value, non_finite, maximize, norm, op);
     return with_dtype(dtype_of_list(params, op), [&](auto zero) {
         using T = decltype(zero);
         ArrayLists<T> lists(op, params);
         add_momentum(lists, momentum, inertia, &OptimizerArray<T>::first, op);
         lists.check_overlap();
         lists.add_grads(grads);
-        return run<T>(lists, clipping, op, [&](const Parameters<T>& list) {
-            kernels<T>().sgd_step({list, rate, inertia, decay, look_ahead});
+        return run<T>(lists, gradients, op, [&](const Parameters<T>& list) {
+            kernels<T>().sgd_step({list, rate, inertia, decay, 1 - damped, look_ahead});
         });
     });
 }
 
-py::tuple rmsprop_step(py::handle params, py::handle grads, py::handle square_avg, py::handle momentum, py::handle lr,
-                       py::handle alpha, py::handle eps, py::handle mu, py::handle weight_decay, py::handle max_norm,
-                       py::handle clip_value, py::handle non_finite) {
+py::tuple rmsprop_step(py::handle params, py::handle grads, py::handle square_avg, py::handle momentum,
+                       py::handle grad_avg, py::handle lr, py::handle alpha, py::handle eps, py::handle mu,
+                       py::handle weight_decay, py::handle maximize, py::handle max_norm, py::handle clip_value,
+                       py::handle non_finite, py::handle norm) {
     const char* op = "rmsprop_step";
     const double rate = read_number(lr, not_negative, {op, "lr"}), share = read_number(alpha, fraction, {op, "alpha"}),
                  least = read_number(eps, positive, {op, "eps"}), inertia = read_number(mu, not_negative, {op, "mu"}),
                  decay = read_number(weight_decay, not_negative, {op, "weight_decay"});
-    const Clipping clipping = read_clipping(max_norm, clip_value, non_finite, op);
+    const Gradients gradients = read_gradients(max_norm, clip_value, non_finite, maximize, norm, op);
     return with_dtype(dtype_of_list(params, op), [&](auto zero) {
         using T = decltype(zero);
         ArrayLists<T> lists(op, params);
         lists.add_state("square_avg", square_avg, &OptimizerArray<T>::first);
         add_momentum(lists, momentum, inertia, &OptimizerArray<T>::second, op);
+        if (!grad_avg.is_none()) lists.add_state("grad_avg", grad_avg, &OptimizerArray<T>::third);
         lists.check_overlap();
         lists.add_grads(grads);
-        return run<T>(lists, clipping, op, [&](const Parameters<T>& list) {
-            kernels<T>().rmsprop_step({list, rate, share, least, inertia, decay});
+        return run<T>(lists, gradients, op, [&](const Parameters<T>& list) {
+            kernels<T>().rmsprop_step({list, rate, share, least, inertia, decay, !grad_avg.is_none()});
         });
     });
 }
 
-py::tuple adam_step(py::handle params, py::handle grads, py::handle exp_avg, py::handle exp_avg_sq, py::handle step,
-                    py::handle lr, py::handle beta1, py::handle beta2, py::handle eps, py::handle weight_decay,
-                    py::handle decoupled, py::handle max_norm, py::handle clip_value, py::handle non_finite) {
+py::tuple adam_step(py::handle params, py::handle grads, py::handle exp_avg, py::handle exp_avg_sq,
+                    py::handle max_exp_avg_sq, py::handle step, py::handle lr, py::handle beta1, py::handle beta2,
+                    py::handle eps, py::handle weight_decay, py::handle decoupled, py::handle maximize,
+                    py::handle max_norm, py::handle clip_value, py::handle non_finite, py::handle norm) {
     const char* op = "adam_step";
     const auto count = static_cast<double>(read_integer(step, 1, {op, "step"}));
     const double rate = read_number(lr, not_negative, {op, "lr"}), first = read_number(beta1, fraction, {op, "beta1"}),
                  second = read_number(beta2, fraction, {op, "beta2"}), least = read_number(eps, positive, {op, "eps"}),
                  decay = read_number(weight_decay, not_negative, {op, "weight_decay"});
     const bool apart = read_bool(decoupled, {op, "decoupled"});
-    const Clipping clipping = read_clipping(max_norm, clip_value, non_finite, op);
+    const Gradients gradients = read_gradients(max_norm, clip_value, non_finite, maximize, norm, op);
     const double step_size = rate / (1 - std::pow(first, count)),
                  inverse_root = 1 / std::sqrt(1 - std::pow(second, count));
     return with_dtype(dtype_of_list(params, op), [&](auto zero) {
@@ -127,18 +148,62 @@ py::tuple adam_step(py::handle params, py::handle grads, py::handle exp_avg, py:
         ArrayLists<T> lists(op, params);
         lists.add_state("exp_avg", exp_avg, &OptimizerArray<T>::first);
         lists.add_state("exp_avg_sq", exp_avg_sq, &OptimizerArray<T>::second);
+        if (!max_exp_avg_sq.is_none()) lists.add_state("max_exp_avg_sq", max_exp_avg_sq, &OptimizerArray<T>::third);
         lists.check_overlap();
         lists.add_grads(grads);
-        return run<T>(lists, clipping, op, [&](const Parameters<T>& list) {
-            kernels<T>().adam_step(
-                {list, step_size, inverse_root, first, second, least, apart ? 0 : decay, apart ? 1 - rate * decay : 1});
+        return run<T>(lists, gradients, op, [&](const Parameters<T>& list) {
+            kernels<T>().adam_step({list, step_size, inverse_root, first, second, least, apart ? 0 : decay,
+                                    apart ? 1 - rate * decay : 1, !max_exp_avg_sq.is_none()});
         });
     });
+}
+
+// The norm of all gradients of one dtype; NaN when one is not finite.
+template <class T>
+class NormOf {
+   public:
+    void add(py::array array) {
+        array = to_contiguous(std::move(array));
+        arrays_.push_back({array.size(), nullptr, static_cast<const T*>(array.data()), nullptr, nullptr, nullptr});
+        holders_.push_back(std::move(array));
+    }
+    double norm(double clip_value) const {
+        double norm = 0;
+        int64_t non_finite = -1;
+        kernels<T>().gradient_norm(
+            {{arrays_.data(), static_cast<int64_t>(arrays_.size()), clip_value, 1}, &norm, &non_finite});
+        return norm;
+    }
+
+   private:
+    std::vector<OptimizerArray<T>> arrays_;
+    std::vector<py::array> holders_;
+};
+
+double global_norm(py::handle arrays, py::handle clip_value) {
+    const char* op = "global_norm";
+    const double limit = read_limit(clip_value, {op, "clip_value"});
+    const py::tuple items = read_list(arrays, {op, "arrays"});
+    NormOf<float> singles;
+    NormOf<double> doubles;
+    for (std::size_t i = 0; i < items.size(); ++i) {
+        const std::string name = Item{op, "arrays", static_cast<int64_t>(i)}.name();
+        const Argument argument{op, name.c_str()};
+        py::array array = to_array(items[i], argument);
+        float_dtype(array, argument) == DType::float32 ? singles.add(std::move(array)) : doubles.add(std::move(array));
+    }
+    const py::gil_scoped_release unlocked;
+    const double of_singles = singles.norm(limit), of_doubles = doubles.norm(limit);
+    // With one dtype these are the bits that a step computes by itself.
+    if (of_doubles == 0) return of_singles;
+    if (of_singles == 0) return of_doubles;
+    return std::sqrt(of_singles * of_singles + of_doubles * of_doubles);
 }
 
 }  // namespace
 
 void register_optimizers(py::module_& module) {
+    module.def("global_norm", &global_norm);
     module.def("sgd_step", &sgd_step);
     module.def("rmsprop_step", &rmsprop_step);
     module.def("adam_step", &adam_step);

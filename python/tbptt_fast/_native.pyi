@@ -142,37 +142,45 @@ def softmax_cross_entropy(
 def mse_loss(
     prediction: Any, target: Any, weights: Any, reduction: str
 ) -> tuple[Any, NDArray[Any]]: ...
+def global_norm(arrays: Any, clip_value: float | None) -> float: ...
 def sgd_step(
     params: Any,
     grads: Any,
     momentum: Any,
     lr: float,
     mu: float,
+    dampening: float,
     nesterov: bool,
     weight_decay: float,
+    maximize: bool,
     max_norm: float | None,
     clip_value: float | None,
     non_finite: str,
+    norm: float | None,
 ) -> tuple[float, bool]: ...
 def rmsprop_step(
     params: Any,
     grads: Any,
     square_avg: Any,
     momentum: Any,
+    grad_avg: Any,
     lr: float,
     alpha: float,
     eps: float,
     mu: float,
     weight_decay: float,
+    maximize: bool,
     max_norm: float | None,
     clip_value: float | None,
     non_finite: str,
+    norm: float | None,
 ) -> tuple[float, bool]: ...
 def adam_step(
     params: Any,
     grads: Any,
     exp_avg: Any,
     exp_avg_sq: Any,
+    max_exp_avg_sq: Any,
     step: SupportsIndex,
     lr: float,
     beta1: float,
@@ -180,9 +188,11 @@ def adam_step(
     eps: float,
     weight_decay: float,
     decoupled: bool,
+    maximize: bool,
     max_norm: float | None,
     clip_value: float | None,
     non_finite: str,
+    norm: float | None,
 ) -> tuple[float, bool]: ...
 def l1_loss(
     prediction: Any, target: Any, weights: Any, reduction: str

@@ -46,7 +46,7 @@ from .ops_norm import (
     layer_norm,
     layer_norm_backward,
 )
-from .ops_optim import StepResult, adam_step, rmsprop_step, sgd_step
+from .ops_optim import StepResult, adam_step, global_norm, rmsprop_step, sgd_step
 from .ops_pooling import (
     avg_pool2d,
     avg_pool2d_backward,
@@ -86,6 +86,7 @@ __all__ = [
     "exp",
     "global_avg_pool2d",
     "global_avg_pool2d_backward",
+    "global_norm",
     "gru_backward",
     "gru_forward",
     "hinge_loss",

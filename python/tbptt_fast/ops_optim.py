@@ -7,6 +7,10 @@ in any layout. Everything is checked before anything is changed.
 Gradients are clipped first by value, then by their global norm over all arrays, which is summed in
 double precision. A gradient that is not finite before clipping raises FloatingPointError, or with
 non_finite="skip" leaves everything as it is.
+
+Parameters of several dtypes, or with several options, take several calls: `global_norm` of all
+gradients first, then each call with `norm=`, which neither computes a norm nor looks for gradients
+that are not finite.
 """
 
 from __future__ import annotations
@@ -30,6 +34,30 @@ class StepResult(NamedTuple):
     applied: bool
 
 
+def global_norm(arrays: Sequence[ArrayLike], *, clip_value: float | None = None) -> float:
+    """Return √Σx² over all elements of all arrays, summed in double precision.
+
+    Args:
+        arrays: a list of arrays of any shapes and layouts, each float32 or float64.
+        clip_value: largest magnitude of an element, larger ones are taken to have it.
+
+    Returns:
+        The norm, the same bits for every number of threads and those that a step over the same
+        gradients computes; NaN when an element is not finite; 0 without elements.
+
+    Raises:
+        TypeError, ValueError: see `tbptt_fast.ops`.
+
+    Source: torch.nn.utils.clip_grad_norm_; Pascanu et al. (2013), "On the difficulty of training
+    recurrent neural networks".
+
+    >>> import numpy as np
+    >>> global_norm([np.array([3.0], np.float32), np.array([[4.0]])])
+    5.0
+    """
+    return _native.global_norm(arrays, clip_value)
+
+
 def sgd_step(
     params: Sequence[Array],
     grads: Sequence[ArrayLike],
@@ -37,11 +65,14 @@ def sgd_step(
     *,
     lr: float,
     mu: float = 0.0,
+    dampening: float = 0.0,
     nesterov: bool = False,
     weight_decay: float = 0.0,
     max_norm: float | None = None,
     clip_value: float | None = None,
     non_finite: NonFinite = "raise",
+    maximize: bool = False,
+    norm: float | None = None,
 ) -> StepResult:
     """Stochastic gradient descent: m = mu·m + g; p -= lr·m, with weight_decay·p added to g.
 
@@ -49,10 +80,14 @@ def sgd_step(
         params, grads: lists of arrays; `params` is updated in place.
         momentum: m, zeros before the first step, updated in place; None or untouched with mu = 0.
         lr, mu, weight_decay: finite and >= 0.
+        dampening: m = mu·m + (1 - dampening)·g instead, finite; PyTorch's first step has none.
         nesterov: p -= lr·(g + mu·m) instead; needs mu > 0.
         max_norm: largest global norm; the factor is min(1, max_norm / (norm + 1e-6)).
         clip_value: largest magnitude of an element, before the norm is taken.
         non_finite: "raise" or "skip".
+        maximize: move along the gradient, not against it.
+        norm: the norm to clip by, of `global_norm`, instead of that of `grads`. NaN stands for a
+            gradient that is not finite.
 
     Raises:
         TypeError, ValueError: see `tbptt_fast.ops`; an option is out of range.
@@ -75,11 +110,14 @@ def sgd_step(
             momentum,
             lr,
             mu,
+            dampening,
             nesterov,
             weight_decay,
+            maximize,
             max_norm,
             clip_value,
             non_finite,
+            norm,
         )
     )
 
@@ -89,6 +127,7 @@ def rmsprop_step(
     grads: Sequence[ArrayLike],
     square_avg: Sequence[Array],
     momentum: Sequence[Array] | None,
+    grad_avg: Sequence[Array] | None = None,
     *,
     lr: float,
     alpha: float = 0.99,
@@ -98,6 +137,8 @@ def rmsprop_step(
     max_norm: float | None = None,
     clip_value: float | None = None,
     non_finite: NonFinite = "raise",
+    maximize: bool = False,
+    norm: float | None = None,
 ) -> StepResult:
     """RMSprop: v = alpha·v + (1 - alpha)·g²; p -= lr·g / (√v + eps), or with momentum.
 
@@ -105,15 +146,18 @@ def rmsprop_step(
         params, grads: lists of arrays; `params` is updated in place.
         square_avg: v, zeros before the first step, updated in place.
         momentum: m of m = mu·m + g / (√v + eps); p -= lr·m; None or untouched with mu = 0.
+        grad_avg: a of the centered variant, zeros before the first step, updated in place:
+            a = alpha·a + (1 - alpha)·g, and the variance v - a², at least 0, takes the place of v.
         alpha: in [0, 1).
         eps: > 0.
-        lr, mu, weight_decay, max_norm, clip_value, non_finite: as in `sgd_step`.
+        lr, mu, weight_decay, max_norm, clip_value, non_finite, maximize, norm: as in `sgd_step`.
 
     Raises:
         TypeError, ValueError: see `tbptt_fast.ops`; an option is out of range.
         FloatingPointError: a gradient is not finite, and non_finite is "raise".
 
-    Source: torch.optim.RMSprop; Tieleman & Hinton (2012), Coursera lecture 6.5.
+    Source: torch.optim.RMSprop; Tieleman & Hinton (2012), Coursera lecture 6.5; Graves (2013),
+    arXiv:1308.0850, equation 38 (centered).
 
     >>> import numpy as np
     >>> w = np.ones(1)
@@ -128,14 +172,17 @@ def rmsprop_step(
             grads,
             square_avg,
             momentum,
+            grad_avg,
             lr,
             alpha,
             eps,
             mu,
             weight_decay,
+            maximize,
             max_norm,
             clip_value,
             non_finite,
+            norm,
         )
     )
 
@@ -145,6 +192,7 @@ def adam_step(
     grads: Sequence[ArrayLike],
     exp_avg: Sequence[Array],
     exp_avg_sq: Sequence[Array],
+    max_exp_avg_sq: Sequence[Array] | None = None,
     *,
     step: SupportsIndex,
     lr: float,
@@ -156,6 +204,8 @@ def adam_step(
     max_norm: float | None = None,
     clip_value: float | None = None,
     non_finite: NonFinite = "raise",
+    maximize: bool = False,
+    norm: float | None = None,
 ) -> StepResult:
     """Adam and, with decoupled weight decay, AdamW.
 
@@ -165,18 +215,21 @@ def adam_step(
     Args:
         params, grads: lists of arrays; `params` is updated in place.
         exp_avg, exp_avg_sq: m and v, zeros before the first step, updated in place.
+        max_exp_avg_sq: the largest v so far, zeros before the first step, updated in place, takes
+            the place of v in the denominator (AMSGrad); None for Adam.
         step: t, 1 for the first step.
         beta1, beta2: in [0, 1).
         eps: > 0.
         decoupled: multiply p by 1 - lr·weight_decay instead of adding weight_decay·p to g.
-        lr, weight_decay, max_norm, clip_value, non_finite: as in `sgd_step`.
+        lr, weight_decay, max_norm, clip_value, non_finite, maximize, norm: as in `sgd_step`.
 
     Raises:
         TypeError, ValueError: see `tbptt_fast.ops`; an option is out of range.
         FloatingPointError: a gradient is not finite, and non_finite is "raise".
 
     Source: torch.optim.Adam, AdamW; Kingma & Ba (2015), arXiv:1412.6980, algorithm 1; Loshchilov &
-    Hutter (2019), arXiv:1711.05101, algorithm 2.
+    Hutter (2019), arXiv:1711.05101, algorithm 2; Reddi et al. (2018), "On the convergence of Adam
+    and beyond" (AMSGrad).
 
     >>> import numpy as np
     >>> w, m, v = np.ones(2), np.zeros(2), np.zeros(2)
@@ -191,6 +244,7 @@ def adam_step(
             grads,
             exp_avg,
             exp_avg_sq,
+            max_exp_avg_sq,
             step,
             lr,
             beta1,
@@ -198,8 +252,10 @@ def adam_step(
             eps,
             weight_decay,
             decoupled,
+            maximize,
             max_norm,
             clip_value,
             non_finite,
+            norm,
         )
     )

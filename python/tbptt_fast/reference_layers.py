@@ -226,16 +226,31 @@ class StepResult(NamedTuple):
     applied: bool
 
 
+def global_norm(arrays: Sequence[Array], *, clip_value: float | None = None) -> float:
+    """√Σx² over all arrays, after clipping to ±clip_value; NaN when an element is not finite."""
+    if not all(np.isfinite(x).all() for x in arrays):
+        return float("nan")
+    if clip_value is not None:
+        arrays = [np.clip(x, -clip_value, clip_value) for x in arrays]
+    return float(np.sqrt(sum(float((x.astype(np.float64) ** 2).sum()) for x in arrays)))
+
+
 def _clipped(
-    grads: Sequence[Array], max_norm: float | None, clip_value: float | None, non_finite: str
+    grads: Sequence[Array],
+    max_norm: float | None,
+    clip_value: float | None,
+    non_finite: str,
+    maximize: bool,
+    norm: float | None,
 ) -> tuple[list[Array], StepResult]:
-    finite = all(np.isfinite(g).all() for g in grads)
+    norm = global_norm(grads, clip_value=clip_value) if norm is None else norm
+    finite = not np.isnan(norm)
     if not finite and non_finite == "raise":
         raise FloatingPointError("a gradient is not finite")
     if clip_value is not None:
         grads = [np.clip(g, -clip_value, clip_value) for g in grads]
-    norm = float(np.sqrt(sum(float((g**2).sum()) for g in grads)))
     factor = 1.0 if max_norm is None else min(1.0, max_norm / (norm + 1e-6))
+    factor = -factor if maximize else factor
     return [factor * g for g in grads], StepResult(norm, finite)
 
 
@@ -246,18 +261,21 @@ def sgd_step(
     *,
     lr: float,
     mu: float = 0.0,
+    dampening: float = 0.0,
     nesterov: bool = False,
     weight_decay: float = 0.0,
     max_norm: float | None = None,
     clip_value: float | None = None,
     non_finite: str = "raise",
+    maximize: bool = False,
+    norm: float | None = None,
 ) -> StepResult:
     """m ← mu·m + g; p ← p - lr·m (Nesterov: p - lr·(g + mu·m)), g with weight_decay·p added."""
-    clipped, result = _clipped(grads, max_norm, clip_value, non_finite)
+    clipped, result = _clipped(grads, max_norm, clip_value, non_finite, maximize, norm)
     for p, g, m in _together(result, params, clipped, momentum):
         g = g + weight_decay * p
         if m is not None and mu:
-            m[...] = mu * m + g
+            m[...] = mu * m + (1 - dampening) * g
             g = g + mu * m if nesterov else m
         p -= lr * g
     return result
@@ -268,6 +286,7 @@ def rmsprop_step(
     grads: Sequence[Array],
     square_avg: Sequence[Array],
     momentum: Sequence[Array] | None,
+    grad_avg: Sequence[Array] | None = None,
     *,
     lr: float,
     alpha: float = 0.99,
@@ -277,13 +296,19 @@ def rmsprop_step(
     max_norm: float | None = None,
     clip_value: float | None = None,
     non_finite: str = "raise",
+    maximize: bool = False,
+    norm: float | None = None,
 ) -> StepResult:
     """v ← alpha·v + (1 - alpha)·g²; p ← p - lr·g / (√v + eps) (Hinton 2012), or with momentum."""
-    clipped, result = _clipped(grads, max_norm, clip_value, non_finite)
-    for p, g, v, m in _together(result, params, clipped, square_avg, momentum):
+    clipped, result = _clipped(grads, max_norm, clip_value, non_finite, maximize, norm)
+    for p, g, v, m, a in _together(result, params, clipped, square_avg, momentum, grad_avg):
         g = g + weight_decay * p
         v[...] = alpha * v + (1 - alpha) * g**2
-        g = g / (np.sqrt(v) + eps)
+        variance = v
+        if a is not None:
+            a[...] = alpha * a + (1 - alpha) * g
+            variance = np.maximum(v - a**2, 0)
+        g = g / (np.sqrt(variance) + eps)
         if m is not None and mu:
             m[...] = mu * m + g
             g = m
@@ -296,6 +321,7 @@ def adam_step(
     grads: Sequence[Array],
     exp_avg: Sequence[Array],
     exp_avg_sq: Sequence[Array],
+    max_exp_avg_sq: Sequence[Array] | None = None,
     *,
     step: int,
     lr: float,
@@ -307,16 +333,20 @@ def adam_step(
     max_norm: float | None = None,
     clip_value: float | None = None,
     non_finite: str = "raise",
+    maximize: bool = False,
+    norm: float | None = None,
 ) -> StepResult:
     """Adam (Kingma & Ba 2015), step counted from 1; decoupled: AdamW (Loshchilov & Hutter 2019)."""
-    clipped, result = _clipped(grads, max_norm, clip_value, non_finite)
-    for p, g, m, v in _together(result, params, clipped, exp_avg, exp_avg_sq):
+    clipped, result = _clipped(grads, max_norm, clip_value, non_finite, maximize, norm)
+    for p, g, m, v, top in _together(result, params, clipped, exp_avg, exp_avg_sq, max_exp_avg_sq):
         if decoupled:
             p *= 1 - lr * weight_decay
         else:
             g = g + weight_decay * p
         m[...] = beta1 * m + (1 - beta1) * g
         v[...] = beta2 * v + (1 - beta2) * g**2
+        if top is not None:
+            v = top[...] = np.maximum(top, v)
         denominator = np.sqrt(v) / np.sqrt(1 - beta2**step) + eps
         p -= lr / (1 - beta1**step) * m / denominator
     return result

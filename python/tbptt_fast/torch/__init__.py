@@ -1,0 +1,1 @@
+"""Layers and optimizers for PyTorch on the native kernels."""

@@ -1,0 +1,1 @@
+"""PyTorch on these kernels: layers, optimizers, and streams for truncated backpropagation."""

@@ -149,7 +149,7 @@ class Windows(Iterator[Window]):
     def state_dict(self) -> dict[str, Any]:
         """Where the windows stand: the state, and the steps that were read and are needed again.
 
-        Tensors and plain values, for torch.save. The position of the stream itself is its own
+        Copies of tensors, and plain values, for torch.save. The position of the stream itself is its own
         matter (`StreamBatcher.state_dict`), unless the stream was given as a whole.
         """
         self._settle()
@@ -159,7 +159,7 @@ class Windows(Iterator[Window]):
             "k2": self.k2,
             "start": self._start,
             "context": self._context,
-            "state": detach_state(self._state),
+            "state": map_tree("windows", Tensor.clone, detach_state(self._state)),
             "data": kept,
         }
 
@@ -257,6 +257,10 @@ class Chunk(NamedTuple):
     x: Tensor
     y: Tensor
     is_init: Tensor
+
+
+# Windows' state_dict may hold one, and torch.load(weights_only=True) must know it then.
+torch.serialization.add_safe_globals([Chunk])
 
 
 class StreamBatcher(IterableDataset[Chunk]):

@@ -2,7 +2,7 @@
 
 Each process reads rows of its own part of CPython's documentation and carries their states; only
 gradients are shared. The parts end with paragraphs: some processes have more windows than others.
-A checkpoint holds the place and the state of every process: --resume goes on bit for bit.
+A checkpoint holds every process's place and state; of two, --resume goes on bit for bit.
 
     python examples/ddp_language_model.py
     torchrun --nproc-per-node 2 examples/ddp_language_model.py --stop 100

@@ -17,7 +17,10 @@ from tbptt_fast.data import DataError
 @contextmanager
 def processes() -> Iterator[tuple[int, int]]:
     """The group of all processes, as (rank, number of processes)."""
-    alone = {} if "RANK" in os.environ else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
+    alone: dict[str, Any] = {}
+    if "RANK" not in os.environ:
+        store = dist.HashStore()  # type: ignore[attr-defined]
+        alone = {"store": store, "rank": 0, "world_size": 1}
     dist.init_process_group("gloo", **alone)
     try:
         yield dist.get_rank(), dist.get_world_size()

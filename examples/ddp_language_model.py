@@ -53,7 +53,8 @@ def train(options: Namespace, rank: int, world: int) -> list[list[float]]:
     torch.manual_seed(options.seed)
     model = DistributedDataParallel(LanguageModel(symbols, options.hidden))
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    begin, place, bits = 0, None, []
+    bits: list[float] = []
+    begin, place = 0, None
     if options.resume:
         begin, (position, place, bits) = read(options.checkpoint, model, optimizer)
         stream.load_state_dict(position)

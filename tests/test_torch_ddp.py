@@ -60,7 +60,10 @@ class grouped:
         dist.destroy_process_group()
 
 
-class Net(torch.nn.Module):  # type: ignore[misc]
+Module: Any = torch.nn.Module
+
+
+class Net(Module):  # type: ignore[misc]
     """An LSTM and a linear layer in float64; one call a window, as `join` needs it."""
 
     def __init__(self) -> None:
@@ -80,7 +83,7 @@ class Net(torch.nn.Module):  # type: ignore[misc]
 def series(steps: int, rows: int, seed: int = 0) -> tuple[Any, Any]:
     generator = torch.Generator().manual_seed(seed)
     shapes = ((steps * rows, 3), (steps * rows, 2))
-    return tuple(torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes)  # type: ignore[return-value]
+    return tuple(torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes)
 
 
 def loss_of(model: Any, window: Any, rows: int) -> Any:

@@ -149,8 +149,8 @@ class Windows(Iterator[Window]):
     def state_dict(self) -> dict[str, Any]:
         """Where the windows stand: the state, and the steps that were read and are needed again.
 
-        Copies of tensors, and plain values, for torch.save. The position of the stream itself is its own
-        matter (`StreamBatcher.state_dict`), unless the stream was given as a whole.
+        Copies of tensors, and plain values, for torch.save. The position of the stream itself is
+        its own matter (`StreamBatcher.state_dict`), unless the stream was given as a whole.
         """
         self._settle()
         kept = None if self._whole else map_tree("windows", Tensor.clone, self._data)
@@ -385,7 +385,8 @@ class StreamBatcher(IterableDataset[Chunk]):
         """This rank's rows side by side, [length, batch_size, ...]: a view, whatever N is."""
         first = self.rank * self.batch_size * self.length
         mine = values[first : first + self.batch_size * self.length]
-        return mine.unflatten(0, (self.batch_size, self.length)).transpose(0, 1)
+        rows = mine.reshape(self.batch_size, self.length, *values.shape[1:])
+        return rows.transpose(0, 1)
 
     def _next_chunk(self) -> Chunk:
         begin, end = self.position, min(self.position + self.steps, self.length)

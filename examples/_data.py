@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tbptt_fast import nn
-from tbptt_fast.data import DataError
+from tbptt_fast.data import DataError, Vocabulary, python_documentation
 
 Array = NDArray[Any]
 
@@ -96,6 +96,14 @@ def diabetes() -> tuple[Array, Array]:
     joined = np.column_stack([x, y])
     joined = (joined - joined.mean(0)) / joined.std(0)
     return joined[:, :-1], joined[:, -1:]
+
+
+def documentation(part: int, parts: int) -> tuple[int, Array]:
+    """Symbols of CPython's documentation, and ids [N] of the paragraphs of one part of it."""
+    text = python_documentation()
+    first, last = (1 + text.rfind("\n\n", 0, len(text) * p // parts) for p in (part, part + 1))
+    vocabulary = Vocabulary(text)
+    return len(vocabulary), vocabulary.encode(text[first:last]).astype(np.int64)
 
 
 def batches(rng: np.random.Generator, count: int, size: int) -> list[Array]:

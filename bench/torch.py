@@ -91,7 +91,15 @@ def compare_layers(options: Options) -> list[Section]:
 def compare_steps(options: Options) -> Section:
     section = Section(
         title="An actor's step, T = 1",
-        columns=["module", "T, B, I, H", "threads", "pass", "ours ms", "torch.nn ms", "vs torch.nn"],
+        columns=[
+            "module",
+            "T, B, I, H",
+            "threads",
+            "pass",
+            "ours ms",
+            "torch.nn ms",
+            "vs torch.nn",
+        ],
     )
     for cell in options.cells:
         for batch in (1, 16):

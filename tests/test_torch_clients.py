@@ -129,7 +129,7 @@ def test_manual_optimization_of_lightning() -> None:
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-        trainer.fit(Task(model), batches())
+        trainer.fit(Task(model), torch.utils.data.DataLoader(batches(), batch_size=None))
     close(list(mine.parameters()), list(theirs.parameters()))
     x, _ = batches()[0]
     close(

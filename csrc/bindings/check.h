@@ -129,5 +129,6 @@ void register_optimizers(py::module_& module);
 void register_normalization(py::module_& module);
 void register_pooling(py::module_& module);
 void register_runtime(py::module_& module);
+void register_exchange(py::module_& module);
 
 }  // namespace tbptt::python

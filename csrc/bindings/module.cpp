@@ -11,4 +11,5 @@ PYBIND11_MODULE(_native, module, pybind11::mod_gil_not_used()) {
     tbptt::python::register_optimizers(module);
     tbptt::python::register_normalization(module);
     tbptt::python::register_pooling(module);
+    tbptt::python::register_exchange(module);
 }

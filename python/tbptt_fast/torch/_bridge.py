@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from .. import _native
 from .._types import Array
 
 # A library of operators lives as long as this object.
@@ -15,9 +16,21 @@ LIBRARY = torch.library.Library("tbptt_fast", "DEF")  # noqa: TOR901
 
 Implementation: TypeAlias = Callable[..., tuple[Tensor, ...]]
 
+_PLAIN = (Tensor, torch.nn.Parameter, type(None))
+
 # Not public, but without them a tensor of a tracer would be mistaken for one with data.
 _dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
 _functorch_level: Callable[[], Any] = torch._C._functorch.peek_interpreter_stack
+
+
+def _array_over(tensor: Tensor) -> Array:
+    """An array over the memory of a tensor, which may require gradients."""
+    array: Array = tensor.detach().numpy()
+    return array
+
+
+if hasattr(Tensor, "__dlpack_c_exchange_api__"):  # PyTorch 2.10: a fraction of a microsecond
+    _array_over = _native.borrow_array
 
 
 def to_array(tensor: Tensor | None) -> Array | None:
@@ -26,8 +39,7 @@ def to_array(tensor: Tensor | None) -> Array | None:
         return None
     if not tensor.is_contiguous():
         tensor = tensor.contiguous()  # in parallel, which NumPy's copies are not
-    array: Array = tensor.detach().numpy()
-    return array
+    return _array_over(tensor)
 
 
 def to_tensor(array: Array) -> Tensor:
@@ -44,11 +56,19 @@ def is_plain(*tensors: Tensor | None) -> bool:
         return False
     if _dispatch_modes() or _functorch_level() is not None:
         return False
-    return all(t is None or type(t) in (Tensor, torch.nn.Parameter) for t in tensors)
+    for tensor in tensors:
+        if type(tensor) not in _PLAIN:
+            return False
+    return True
 
 
 def needs_grad(*tensors: Tensor | None) -> bool:
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    """Whether a backward pass may follow."""
+    if torch.is_grad_enabled():
+        for tensor in tensors:
+            if tensor is not None and tensor.requires_grad:
+                return True
+    return False
 
 
 def check_cpu(op: str, **tensors: Tensor | None) -> None:
@@ -58,7 +78,9 @@ def check_cpu(op: str, **tensors: Tensor | None) -> None:
     """
     for name, tensor in tensors.items():
         if tensor is not None and tensor.device.type != "cpu":
-            raise RuntimeError(f"{op}: {name}: expected a tensor on cpu, got one on {tensor.device}")
+            raise RuntimeError(
+                f"{op}: {name}: expected a tensor on cpu, got one on {tensor.device}"
+            )
 
 
 def define(

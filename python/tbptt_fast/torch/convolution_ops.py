@@ -99,7 +99,13 @@ def _backward(grad_out: Tensor, x: Tensor, w: Tensor, *rest: Any) -> tuple[Tenso
 def _output_shape(x: Tensor, w: Tensor, *options: Any) -> list[Any]:
     stride, padding, dilation, _ = options
     sizes = [
-        (x.shape[2 + i] + padding[2 * i] + padding[2 * i + 1] - dilation[i] * (w.shape[2 + i] - 1) - 1)
+        (
+            x.shape[2 + i]
+            + padding[2 * i]
+            + padding[2 * i + 1]
+            - dilation[i] * (w.shape[2 + i] - 1)
+            - 1
+        )
         // stride[i]
         + 1
         for i in range(2)
@@ -250,7 +256,9 @@ def conv2d(
     """
     check_cpu("conv2d", input=input, weight=weight, bias=bias)
     if input.dim() == 3:
-        return conv2d(input.unsqueeze(0), weight, bias, stride, padding, dilation, groups).squeeze(0)
+        return conv2d(input.unsqueeze(0), weight, bias, stride, padding, dilation, groups).squeeze(
+            0
+        )
     if input.dim() != 4 or weight.dim() != 4:
         raise ValueError(
             "conv2d: expected input with 3 or 4 and weight with 4 dimensions, "
@@ -288,7 +296,9 @@ def conv1d(
     """
     check_cpu("conv1d", input=input, weight=weight, bias=bias)
     if input.dim() == 2:
-        return conv1d(input.unsqueeze(0), weight, bias, stride, padding, dilation, groups).squeeze(0)
+        return conv1d(input.unsqueeze(0), weight, bias, stride, padding, dilation, groups).squeeze(
+            0
+        )
     if input.dim() != 3 or weight.dim() != 3:
         raise ValueError(
             "conv1d: expected input with 2 or 3 and weight with 3 dimensions, "

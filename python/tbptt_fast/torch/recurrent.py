@@ -45,6 +45,9 @@ class _Control(NamedTuple):
         return self._replace(**change)
 
 
+_FREE = _Control()
+
+
 class _Places:
     """Where the elements of a PackedSequence lie in [T, B, ...] when all sequences end together."""
 
@@ -131,8 +134,10 @@ class _Recurrent(nn.RNNBase):
                 with a PackedSequence, two directions, or where torch's own code runs
                 (`missing_kernel`).
         """
-        control = _Control(is_init, read_truncation(truncation), carry_scale)
         controlled = is_init is not None or truncation is not None or carry_scale is not None
+        control = _FREE
+        if controlled:
+            control = _Control(is_init, read_truncation(truncation), carry_scale)
         packed = isinstance(input, PackedSequence)
         if controlled and (packed or self.bidirectional):
             what = "a PackedSequence" if packed else "two directions"
@@ -194,8 +199,8 @@ class _Recurrent(nn.RNNBase):
         if sorted_indices is not None:
             states = _each(states, lambda s: s.index_select(1, sorted_indices))
         aligned = places.spread(data)
-        self._check(aligned, states, _Control())
-        control = _Control() if even else _Control(places.is_init())
+        self._check(aligned, states, _FREE)
+        control = _FREE if even else _Control(places.is_init())
         out, last = self._run_layers(aligned, states, control, places)
         if unsorted_indices is not None:
             last = [s.index_select(1, unsorted_indices) for s in last]
@@ -218,7 +223,7 @@ class _Recurrent(nn.RNNBase):
                     cell,
                     (_reversed(x, places) if direction else x).contiguous(),
                     [None if s is None else s[index] for s in states],
-                    self._weights(layer, direction),
+                    self._weights(index),
                     *control,
                 )
                 outs.append(_reversed(out, places) if direction else out)
@@ -228,13 +233,14 @@ class _Recurrent(nn.RNNBase):
             return x, [s.unsqueeze(0) for s in last[0]]
         return x, [torch.stack(s) for s in zip(*last, strict=True)]
 
-    def _weights(self, layer: int, direction: int) -> list[Tensor | None]:
-        # by name: transformations of modules replace parameters
-        suffix = f"_l{layer}_reverse" if direction else f"_l{layer}"
-        weights = [getattr(self, "weight_ih" + suffix), getattr(self, "weight_hh" + suffix)]
-        if not self.bias:
-            return [*weights, None, None]
-        return [*weights, getattr(self, "bias_ih" + suffix), getattr(self, "bias_hh" + suffix)]
+    def _weights(self, index: int) -> list[Tensor | None]:
+        # by name: transformations of modules replace parameters, or compute them
+        names, parameters = self._all_weights[index], self._parameters
+        try:
+            weights = [parameters[name] for name in names]
+        except KeyError:
+            weights = [getattr(self, name) for name in names]
+        return weights if self.bias else [*weights, None, None]
 
     def _read_states(self, hx: Any, dim: int) -> _States:
         """[h], or [h, c] of an LSTM."""
@@ -266,21 +272,22 @@ class _Recurrent(nn.RNNBase):
                 "Input and parameter tensors are not at the same device, "
                 f"found input tensor at {x.device} and parameter tensor at {weight.device}"
             )
-        self.check_input(x, None)
-        expected = self.get_expected_hidden_size(x.transpose(0, 1) if self.batch_first else x, None)
+        if x.dtype != weight.dtype or x.size(-1) != self.input_size:
+            self.check_input(x, None)
+        expected = (self.num_layers * (2 if self.bidirectional else 1), x.size(1), self.hidden_size)
         for name, state in zip(("hidden[0]", "hidden[1]"), states, strict=False):
             if state is None:
                 continue
             if state.shape != expected:
                 name = name if self.mode == "LSTM" else "hidden"
-                raise RuntimeError(
-                    f"Expected {name} size {tuple(expected)}, got {list(state.shape)}"
-                )
+                raise RuntimeError(f"Expected {name} size {expected}, got {list(state.shape)}")
             if state.dtype != x.dtype or state.device != x.device:
                 raise ValueError(
                     f"Expected {name} of {x.dtype} on {x.device}, "
                     f"got {state.dtype} on {state.device}"
                 )
+        if control is _FREE:
+            return
         for name, value in control.tensors():
             if value.shape != x.shape[:2]:
                 raise RuntimeError(

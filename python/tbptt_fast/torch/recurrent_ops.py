@@ -44,10 +44,6 @@ _BACKWARD = (
 )
 
 
-def states_of(cell: Cell) -> int:
-    return 2 if cell == "lstm" else 1
-
-
 def _pair(cell: Cell, states: Sequence[Any]) -> Any:
     return tuple(states) if cell == "lstm" else states[0]
 
@@ -57,7 +53,7 @@ class _Layer:
 
     def __init__(self, cell: Cell) -> None:
         self.cell = cell
-        self.states = states_of(cell)
+        self.states = 2 if cell == "lstm" else 1
         self.name = cell
         family = cell[:3] if cell.startswith("rnn") else cell
         self._forward = getattr(_native, f"{family}_forward")
@@ -129,23 +125,20 @@ class _Layer:
         x, states, (w_ih, w_hh, b_ih, b_hh) = inputs[0], inputs[1 : n + 1], inputs[n + 1 : n + 5]
         is_init, carry_scale, ctx.truncation, _ = inputs[n + 5 :]
         ctx.save_for_backward(output[-1], x, *states, w_ih, w_hh, is_init, carry_scale)
+        ctx.states = [s is not None for s in states]
         ctx.biases = (b_ih is not None, b_hh is not None)
         ctx.mark_non_differentiable(output[-1])
         ctx.set_materialize_grads(False)
 
     def differentiate(self, backward: Any, ctx: Any, grads: tuple[Tensor | None, ...]) -> Any:
-        """Gradients by the arguments of the forward pass, by `backward`, of this class or its op."""
+        """Gradients by x, the states and the weights, by `backward`, of this class or its op."""
         n = self.states
-        nothing = (None,) * (n + 9)
         if all(g is None for g in grads[: n + 1]):
-            return nothing
+            return (None,) * (n + 5)
         found = backward(*grads[: n + 1], *ctx.saved_tensors, ctx.truncation, ctx.biases)
-        states = (
-            g if wanted else None
-            for g, wanted in zip(found[1 : n + 1], ctx.needs_input_grad[1:], strict=False)
-        )
+        states = (g if has else None for g, has in zip(found[1 : n + 1], ctx.states, strict=True))
         biases = (g if has else None for g, has in zip(found[n + 3 :], ctx.biases, strict=True))
-        return (found[0], *states, *found[n + 1 : n + 3], *biases, None, None, None, None)
+        return (found[0], *states, *found[n + 1 : n + 3], *biases)
 
     def register(self) -> Any:
         """Define both operators; returns the forward one and the Function for plain calls."""
@@ -170,14 +163,15 @@ class _Layer:
             _FORWARD.format(**more),
             self.forward,
             self.fake_forward,
-            lambda ctx, *grads: self.differentiate(gradient, ctx, grads),
+            lambda ctx, *grads: (*self.differentiate(gradient, ctx, grads), *(None,) * 4),
             lambda ctx, inputs, output: self.save(ctx, inputs, output),
         )
         layer = self
 
         class Plain(torch.autograd.Function):
             @staticmethod
-            def forward(ctx: Any, *inputs: Any) -> Any:
+            def forward(ctx: Any, options: tuple[Any, ...], *tensors: Any) -> Any:
+                inputs = (*tensors, *options)
                 output = layer.forward(*inputs)
                 layer.save(ctx, inputs, output)
                 return output
@@ -186,7 +180,7 @@ class _Layer:
             def backward(ctx: Any, *grads: Any) -> Any:
                 # the operator, where second derivatives may be asked for: it refuses them
                 run = gradient if torch.is_grad_enabled() else layer.backward
-                return layer.differentiate(run, ctx, grads)
+                return (None, *layer.differentiate(run, ctx, grads))
 
         return getattr(torch.ops.tbptt_fast, self.name), Plain
 
@@ -230,7 +224,8 @@ def run_layer(
         return operator_(*arguments)[:-1]  # type: ignore[no-any-return]
     if not keep:
         return _LAYERS[cell].forward(*arguments)[:-1]
-    return plain.apply(*arguments)[:-1]  # type: ignore[no-any-return]
+    options = (is_init, carry_scale, truncation, True)
+    return plain.apply(options, *tensors)[:-1]  # type: ignore[no-any-return]
 
 
 def _checked(

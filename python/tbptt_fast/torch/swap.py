@@ -32,7 +32,9 @@ class SwapReport(NamedTuple):
     left: dict[str, str]
 
     def __str__(self) -> str:
-        lines = [f"{name or '(model)'}: {kind} on tbptt_fast" for name, kind in self.swapped.items()]
+        lines = [
+            f"{name or '(model)'}: {kind} on tbptt_fast" for name, kind in self.swapped.items()
+        ]
         lines += [f"{name or '(model)'}: left alone, {why}" for name, why in self.left.items()]
         return "\n".join(lines) or "no recurrent layer or convolution found"
 
@@ -68,7 +70,9 @@ def accelerate(model: nn.Module) -> SwapReport:
     <class 'torch.nn.modules.conv.Conv2d'>
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(f"accelerate: model: expected a torch.nn.Module, got {type(model).__name__}")
+        raise TypeError(
+            f"accelerate: model: expected a torch.nn.Module, got {type(model).__name__}"
+        )
     report = SwapReport({}, {})
     for name, module in model.named_modules():
         kind = type(module)
@@ -101,7 +105,9 @@ def decelerate(model: Model) -> Model:
     'torch.nn.modules.rnn'
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(f"decelerate: model: expected a torch.nn.Module, got {type(model).__name__}")
+        raise TypeError(
+            f"decelerate: model: expected a torch.nn.Module, got {type(model).__name__}"
+        )
     for module in model.modules():
         if type(module) in _ORIGINAL:
             module.__class__ = _ORIGINAL[type(module)]

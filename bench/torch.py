@@ -1,4 +1,4 @@
-"""The PyTorch backend as users call it: modules from `module(x)` to `backward()`, and optimizers."""
+"""The PyTorch backend as users call it: modules, from `module(x)` to `backward()`; optimizers."""
 
 from __future__ import annotations
 
@@ -142,9 +142,9 @@ def learner(options: Options) -> Section:
 
 def parameter_shapes() -> dict[str, list[tuple[int, ...]]]:
     """Ten million elements in few arrays, and in many."""
-    few = [(4096, 512), (4096, 1024), (4096,), (4096,), (4096, 512), (1024, 1024), (1024, 600)]
-    many = [shape for _ in range(37) for shape in ((256, 512), (512, 256), (512,), (256,))]
-    return {"few": few, "many": many}
+    few = ((4096, 512), (4096, 1024), (4096,), (4096,), (4096, 512), (1024, 1024), (1024, 600))
+    many = 37 * ((256, 512), (512, 256), (512,), (256,))
+    return {"few": list(few), "many": list(many)}
 
 
 def optimizers(options: Options) -> Section:
@@ -197,7 +197,6 @@ def optimizers(options: Options) -> Section:
 
 def cost(options: Options) -> Section:
     """Forward and backward of a module beside the same two calls on arrays, nothing to compute."""
-    from . import peers_torch
 
     section = Section(
         title="What the adapter costs, T = B = I = H = 1",

@@ -16,7 +16,7 @@ from .torch_cases import close, results_and_gradients  # noqa: E402
 pytestmark = pytest.mark.filterwarnings("ignore")  # those of other people's packages
 
 
-class Tagger(torch.nn.Module):
+class Tagger(torch.nn.Module):  # type: ignore[misc, name-defined]
     """x [T, B, 3] and a state → [T, B, 2] and the next state."""
 
     def __init__(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import Any
 
 import pytest
@@ -34,8 +35,8 @@ def test_like_torch(options: dict[str, Any], mode: str, dimensions: int) -> None
     for shape in ((3, 4, *(11, 9)[:dimensions]), (4, *(11, 9)[:dimensions])):
         x = torch.randn(shape, requires_grad=True)
         close(
-            results_and_gradients(mine, lambda x=x: mine(x), (x,)),
-            results_and_gradients(theirs, lambda x=x: theirs(x), (x,)),
+            results_and_gradients(mine, partial(mine, x), (x,)),
+            results_and_gradients(theirs, partial(theirs, x), (x,)),
         )
 
 
@@ -83,7 +84,7 @@ def test_errors(x: Any) -> None:
         ours.conv2d(torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 3, 3), stride=(1, 2, 3))
 
 
-class Model(torch.nn.Module):
+class Model(torch.nn.Module):  # type: ignore[misc, name-defined]
     """A convolutional encoder, a recurrent layer that two places share, and what has no kernel."""
 
     def __init__(self) -> None:
@@ -131,7 +132,7 @@ def test_accelerate_and_decelerate() -> None:
 
 
 def test_accelerate_leaves_what_it_does_not_know() -> None:
-    class Own(torch.nn.GRU):
+    class Own(torch.nn.GRU):  # type: ignore[misc, name-defined]
         pass
 
     model = torch.nn.ModuleDict(

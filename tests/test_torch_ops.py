@@ -1,9 +1,10 @@
-"""The registered operators: checks of PyTorch's own, compilers, autocast, transformations, errors."""
+"""The registered operators: PyTorch's own checks, compilers, autocast, transformations, errors."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from functools import partial
 from typing import Any
 
 import pytest
@@ -138,8 +139,8 @@ def test_compiled_as_one_graph(kind: str) -> None:
             return module(x, is_init=starts, truncation=(2, 4))
 
         close(
-            results_and_gradients(mine, lambda c=call: c(compiled), (x,)),
-            results_and_gradients(mine, lambda c=call: c(mine), (x,)),
+            results_and_gradients(mine, partial(call, compiled), (x,)),
+            results_and_gradients(mine, partial(call, mine), (x,)),
         )
     with torch.no_grad():
         close(compiled(x), mine(x))
@@ -156,7 +157,7 @@ def test_compiled_convolutions() -> None:
     compiled = torch.compile(theirs, fullgraph=True)
     for memory in (torch.contiguous_format, torch.channels_last):
         images = x.to(memory_format=memory)
-        close(results_and_gradients(theirs, lambda i=images: compiled(i)), expected, 1e-4)
+        close(results_and_gradients(theirs, partial(compiled, images)), expected, 1e-4)
 
 
 @kinds
@@ -253,11 +254,11 @@ def test_functions_check_their_arguments() -> None:
     with pytest.raises(RuntimeError, match="expected a tensor on cpu, got one on meta"):
         ours.rnn(x.to("meta"), None, w_ih, w_hh)
     with pytest.raises(ValueError, match="'tanh' or 'relu'"):
-        ours.rnn(x, None, w_ih, w_hh, nonlinearity="sigmoid")  # type: ignore[arg-type]
+        ours.rnn(x, None, w_ih, w_hh, nonlinearity="sigmoid")
     with pytest.raises(ValueError, match=r"carry_scale: expected shape \[3, 2\]"):
         ours.rnn(x, None, w_ih, w_hh, carry_scale=torch.ones(2, 3))
     with pytest.raises(ValueError, match="a pair"):
-        ours.lstm(x, (x, x, x), w_ih, w_hh)  # type: ignore[arg-type]
+        ours.lstm(x, (x, x, x), w_ih, w_hh)
 
 
 def test_outputs_outlive_everything() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import pickle
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -45,8 +46,8 @@ def test_like_torch(kind: str, options: dict[str, Any]) -> None:
     for state in (None, hx):
         inputs = (x, state)
         close(
-            results_and_gradients(mine, lambda s=state: mine(x, s), inputs),
-            results_and_gradients(theirs, lambda s=state: theirs(x, s), inputs),
+            results_and_gradients(mine, partial(mine, x, state), inputs),
+            results_and_gradients(theirs, partial(theirs, x, state), inputs),
         )
 
 
@@ -75,8 +76,8 @@ def test_without_a_batch(kind: str, batch_first: bool) -> None:
     x, hx = torch.randn(6, 3), states(kind, 2, 4)
     for state in (None, hx):
         close(
-            results_and_gradients(mine, lambda s=state: mine(x, s)),
-            results_and_gradients(theirs, lambda s=state: theirs(x, s)),
+            results_and_gradients(mine, partial(mine, x, state)),
+            results_and_gradients(theirs, partial(theirs, x, state)),
         )
     starts = torch.zeros(6, dtype=torch.bool)
     starts[4] = True
@@ -102,8 +103,8 @@ def test_packed_sequences(
 
     for state in (None, hx):
         close(
-            results_and_gradients(mine, lambda s=state: call(mine, s), (data, state)),
-            results_and_gradients(theirs, lambda s=state: call(theirs, s), (data, state)),
+            results_and_gradients(mine, partial(call, mine, state), (data, state)),
+            results_and_gradients(theirs, partial(call, theirs, state), (data, state)),
         )
     result, _ = call(mine, None)
     padded, found = torch.nn.utils.rnn.pad_packed_sequence(result)

@@ -1,4 +1,4 @@
-"""PyTorch on these kernels: layers, functions, optimizers and streams for truncated backpropagation.
+"""PyTorch on these kernels: layers, functions, optimizers, and streams for truncated training.
 
     from tbptt_fast.torch import LSTM, accelerate
 

@@ -12,7 +12,7 @@ from .. import _native
 from .._types import Array
 
 # A library of operators lives as long as this object.
-LIBRARY = torch.library.Library("tbptt_fast", "DEF")  # noqa: TOR901
+LIBRARY: Any = torch.library.Library("tbptt_fast", "DEF")  # type: ignore[no-untyped-call]
 
 Implementation: TypeAlias = Callable[..., tuple[Tensor, ...]]
 
@@ -21,16 +21,17 @@ _PLAIN = (Tensor, torch.nn.Parameter, type(None))
 # Not public, but without them a tensor of a tracer would be mistaken for one with data.
 _dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
 _functorch_level: Callable[[], Any] = torch._C._functorch.peek_interpreter_stack
+_is_tracing: Callable[[], bool] = torch.jit.is_tracing  # type: ignore[attr-defined]
 
 
-def _array_over(tensor: Tensor) -> Array:
-    """An array over the memory of a tensor, which may require gradients."""
+def _detached(tensor: Any) -> Array:
     array: Array = tensor.detach().numpy()
     return array
 
 
-if hasattr(Tensor, "__dlpack_c_exchange_api__"):  # PyTorch 2.10: a fraction of a microsecond
-    _array_over = _native.borrow_array
+# An array over the memory of a tensor, which may require gradients. PyTorch has had the faster way
+# since 2.10.
+_array_over = _native.borrow_array if hasattr(Tensor, "__dlpack_c_exchange_api__") else _detached
 
 
 def to_array(tensor: Tensor | None) -> Array | None:
@@ -52,7 +53,7 @@ def is_plain(*tensors: Tensor | None) -> bool:
 
     Compilers, tracers, modes, transformations and autocast see the registered operators instead.
     """
-    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu") or torch.jit.is_tracing():
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu") or _is_tracing():
         return False
     if _dispatch_modes() or _functorch_level() is not None:
         return False

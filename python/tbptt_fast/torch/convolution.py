@@ -26,7 +26,7 @@ class _Convolution(nn.modules.conv._ConvNd):
     def extra_repr(self) -> str:
         reason = self.missing_kernel()
         path = "tbptt_fast" if reason is None else f"torch: {reason}"
-        return f"{super().extra_repr()}, backend={path}"
+        return f"{super().extra_repr()}, backend={path}"  # type: ignore[no-untyped-call]
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if self.missing_kernel() is not None:

@@ -50,39 +50,29 @@ def _tensor(images: Array, channels_last: bool) -> Tensor:
 
 def _options(
     stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int
-) -> tuple[Any, ...]:
+) -> tuple[Any, Any, Any, int]:
     top, bottom, left, right = padding
-    return (tuple(stride), ((top, bottom), (left, right)), tuple(dilation), groups, None)
+    return tuple(stride), ((top, bottom), (left, right)), tuple(dilation), groups
 
 
 def _forward(x: Tensor, w: Tensor, b: Tensor | None, *options: Any) -> Tensor:
     last = _is_channels_last(x)
-    y = _native.conv2d(
-        _images(x, last),
-        to_array(w),
-        to_array(b),
-        *_options(*options),
-        "NHWC" if last else "NCHW",
-        "auto",
-    )
-    return _tensor(y, last)
+    arrays = (_images(x, last), to_array(w), to_array(b))
+    layout = "NHWC" if last else "NCHW"
+    return _tensor(_native.conv2d(*arrays, *_options(*options), None, layout, "auto"), last)
 
 
 def _backward(grad_out: Tensor, x: Tensor, w: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     """Gradients by x, w and b; [0] where not needed."""
     *options, needs = rest
     last = _is_channels_last(x)
-    stride, padding, dilation, groups, activation = _options(*options)
     grads = _native.conv2d_backward(
         _images(grad_out, last),
         _images(x, last),
         to_array(w),
         None,
-        stride,
-        padding,
-        dilation,
-        groups,
-        activation,
+        *_options(*options),
+        None,
         "NHWC" if last else "NCHW",
         "auto",
         tuple(name for name, needed in zip("xwb", needs, strict=True) if needed),

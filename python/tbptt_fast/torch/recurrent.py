@@ -38,7 +38,7 @@ class _Control(NamedTuple):
         """From [T] (None), [B, T] (0) or [T, B] (1)."""
         if row_dim == 1:
             return self
-        change = {
+        change: dict[str, Any] = {
             name: value.unsqueeze(-1) if row_dim is None else value.transpose(0, -1)
             for name, value in self.tensors()
         }
@@ -88,9 +88,15 @@ class _Recurrent(nn.RNNBase):
 
     _original: type[nn.RNNBase]  # torch.nn's class, whose code runs where there is no kernel
 
+    def _weight(self) -> Tensor:
+        """One of the parameters: all have its dtype and device."""
+        weight: Tensor | None = self._flat_weights[0]
+        assert weight is not None
+        return weight
+
     def missing_kernel(self) -> str | None:
         """Why torch's own code runs, or None where the native kernels do."""
-        weight = self._flat_weights[0]
+        weight = self._weight()
         if self.proj_size:
             return "projections (proj_size) have no kernel"
         if weight.device.type != "cpu":
@@ -138,21 +144,22 @@ class _Recurrent(nn.RNNBase):
         control = _FREE
         if controlled:
             control = _Control(is_init, read_truncation(truncation), carry_scale)
-        packed = isinstance(input, PackedSequence)
-        if controlled and (packed or self.bidirectional):
-            what = "a PackedSequence" if packed else "two directions"
+        packed = input if isinstance(input, PackedSequence) else None
+        if controlled and (packed is not None or self.bidirectional):
+            what = "two directions" if packed is None else "a PackedSequence"
             raise ValueError(
-                f"{self._get_name()}: expected no is_init, truncation and carry_scale with {what}"
+                f"{type(self).__name__}: expected no is_init, truncation and carry_scale "
+                f"with {what}"
             )
         reason = self.missing_kernel()
         if reason is not None:
             if controlled:
                 raise ValueError(
-                    f"{self._get_name()}: expected no is_init, truncation and carry_scale where "
+                    f"{type(self).__name__}: expected no is_init, truncation and carry_scale where "
                     f"torch's own code runs: {reason}"
                 )
             return self._run_torch(input, hx)
-        if packed:
+        if isinstance(input, PackedSequence):
             return self._run_packed(input, hx)
         return self._run_padded(input, hx, control)
 
@@ -164,7 +171,7 @@ class _Recurrent(nn.RNNBase):
         dim = input.dim()
         if dim not in (2, 3):
             raise ValueError(
-                f"{self._get_name()}: Expected input to be 2D or 3D, got {dim}D instead"
+                f"{type(self).__name__}: Expected input to be 2D or 3D, got {dim}D instead"
             )
         states = self._read_states(hx, dim)
         row_dim = 1
@@ -236,6 +243,7 @@ class _Recurrent(nn.RNNBase):
     def _weights(self, index: int) -> list[Tensor | None]:
         # by name: transformations of modules replace parameters, or compute them
         names, parameters = self._all_weights[index], self._parameters
+        weights: list[Tensor | None]
         try:
             weights = [parameters[name] for name in names]
         except KeyError:
@@ -266,7 +274,7 @@ class _Recurrent(nn.RNNBase):
 
     def _check(self, x: Tensor, states: _States, control: _Control) -> None:
         """Shapes, dtypes and devices of time-major arguments, with torch's types of errors."""
-        weight = self._flat_weights[0]
+        weight = self._weight()
         if x.device != weight.device:
             raise RuntimeError(
                 "Input and parameter tensors are not at the same device, "
@@ -379,9 +387,9 @@ class LSTM(_Recurrent):
     _original = nn.LSTM
 
     # torch's forward pass calls them
-    check_forward_args = nn.LSTM.check_forward_args
+    check_forward_args = nn.LSTM.check_forward_args  # type: ignore[assignment]
     get_expected_cell_size = nn.LSTM.get_expected_cell_size
-    permute_hidden = nn.LSTM.permute_hidden
+    permute_hidden = nn.LSTM.permute_hidden  # type: ignore[assignment]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__("LSTM", *args, **kwargs)

@@ -91,7 +91,8 @@ class _Layer:
                 _pair(self.cell, [to_array(s) for s in states]),
                 to_array(w_ih),
                 to_array(w_hh),
-                *biases,
+                biases[0],
+                biases[1],
                 to_array(is_init),
                 to_array(tape),
             ),
@@ -223,7 +224,7 @@ def run_layer(
     if not is_plain(*tensors):
         return operator_(*arguments)[:-1]  # type: ignore[no-any-return]
     if not keep:
-        return _LAYERS[cell].forward(*arguments)[:-1]
+        return _LAYERS[cell].forward(x, *arguments[1:])[:-1]
     options = (is_init, carry_scale, truncation, True)
     return plain.apply(options, *tensors)[:-1]  # type: ignore[no-any-return]
 

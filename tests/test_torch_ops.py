@@ -179,7 +179,10 @@ def test_autocast_computes_in_float32(kind: str) -> None:
     expected = mine(x.float())
     with torch.autocast("cpu", torch.bfloat16):
         close(mine(x), expected)
-        result, _ = mine(torch.nn.functional.linear(x, torch.eye(3)))
+        result, state = mine(torch.nn.functional.linear(x, torch.eye(3)))
+        close(mine(x, state), mine(x.float(), state))
+        scale = torch.rand(5, 2)
+        close(mine(x, carry_scale=scale), expected)
     assert result.dtype == torch.float32
     result.sum().backward()
     assert mine.weight_hh_l0.grad.dtype == torch.float32

@@ -282,6 +282,7 @@ class _Recurrent(nn.RNNBase):
             )
         if x.dtype != weight.dtype or x.size(-1) != self.input_size:
             self.check_input(x, None)
+        autocast = torch.is_autocast_enabled("cpu")  # which turns all of them into float32
         expected = (self.num_layers * (2 if self.bidirectional else 1), x.size(1), self.hidden_size)
         for name, state in zip(("hidden[0]", "hidden[1]"), states, strict=False):
             if state is None:
@@ -289,7 +290,7 @@ class _Recurrent(nn.RNNBase):
             if state.shape != expected:
                 name = name if self.mode == "LSTM" else "hidden"
                 raise RuntimeError(f"Expected {name} size {expected}, got {list(state.shape)}")
-            if state.dtype != x.dtype or state.device != x.device:
+            if state.device != x.device or (state.dtype != x.dtype and not autocast):
                 raise ValueError(
                     f"Expected {name} of {x.dtype} on {x.device}, "
                     f"got {state.dtype} on {state.device}"
@@ -303,7 +304,8 @@ class _Recurrent(nn.RNNBase):
                     f"got {list(value.shape)}"
                 )
             dtype = torch.bool if name == "is_init" else x.dtype
-            if value.dtype != dtype or value.device != x.device:
+            wrong = value.dtype != dtype and not (autocast and value.is_floating_point())
+            if wrong or value.device != x.device:
                 raise ValueError(
                     f"Expected {name} of {dtype} on {x.device}, got {value.dtype} on {value.device}"
                 )

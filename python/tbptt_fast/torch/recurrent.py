@@ -88,15 +88,9 @@ class _Recurrent(nn.RNNBase):
 
     _original: type[nn.RNNBase]  # torch.nn's class, whose code runs where there is no kernel
 
-    def _weight(self) -> Tensor:
-        """One of the parameters: all have its dtype and device."""
-        weight: Tensor | None = self._flat_weights[0]
-        assert weight is not None
-        return weight
-
     def missing_kernel(self) -> str | None:
         """Why torch's own code runs, or None where the native kernels do."""
-        weight = self._weight()
+        weight = _weight_of(self)
         if self.proj_size:
             return "projections (proj_size) have no kernel"
         if weight.device.type != "cpu":
@@ -274,7 +268,7 @@ class _Recurrent(nn.RNNBase):
 
     def _check(self, x: Tensor, states: _States, control: _Control) -> None:
         """Shapes, dtypes and devices of time-major arguments, with torch's types of errors."""
-        weight = self._weight()
+        weight = _weight_of(self)
         if x.device != weight.device:
             raise RuntimeError(
                 "Input and parameter tensors are not at the same device, "
@@ -309,6 +303,13 @@ class _Recurrent(nn.RNNBase):
                 raise ValueError(
                     f"Expected {name} of {dtype} on {x.device}, got {value.dtype} on {value.device}"
                 )
+
+
+def _weight_of(module: nn.RNNBase) -> Tensor:
+    """One of the parameters: all have its dtype and device."""
+    weight: Tensor | None = module._flat_weights[0]
+    assert weight is not None
+    return weight
 
 
 def _reversed(x: Tensor, places: _Places | None) -> Tensor:

@@ -5,6 +5,7 @@
 // everything the cell needs and no gate matrix is written and read again.
 #pragma once
 
+#include "few_rows.h"
 #include "recurrent.h"
 
 namespace tbptt {
@@ -30,10 +31,11 @@ class ForwardPass {
           unit_panels_(ceil_div(shape_.hidden, static_cast<int64_t>(unit_vectors_) * L)),
           input_{nullptr, shape_.inputs, unit_panels_, cell.gates * unit_vectors_},
           recurrent_{nullptr, shape_.hidden, unit_panels_, cell.gates * unit_vectors_},
+          few_(shape_.steps * shape_.batch <= few_rows),
           run_rows_(choose_run_rows()),
           scratches_(plan_.sharing == Sharing::rows ? plan_.threads : 1),
-          packed_input_(input_.size()),
-          packed_recurrent_(recurrent_.size()),
+          packed_input_(few_ ? 0 : input_.size()),
+          packed_recurrent_(few_ ? 0 : recurrent_.size()),
           input_bias_(unit_panels_ * input_.width()),
           candidate_bias_(unit_panels_ * unit_vectors_ * L),
           zeros_(shape_.hidden),
@@ -75,8 +77,10 @@ class ForwardPass {
     void pack(Range panels) {
         const RecurrentLayer<T>& layer = p_.layer;
         for (int64_t p = panels.begin; p < panels.end; ++p) {
-            pack_gates(input_, p, layer.w_ih, cell.gates, shape_.hidden);
-            pack_gates(recurrent_, p, layer.w_hh, cell.gates, shape_.hidden);
+            if (!few_) {
+                pack_gates(input_, p, layer.w_ih, cell.gates, shape_.hidden);
+                pack_gates(recurrent_, p, layer.w_hh, cell.gates, shape_.hidden);
+            }
             for (int64_t j = 0; j < unit_vectors_ * L; ++j) {
                 const int64_t unit = p * unit_vectors_ * L + j;
                 const auto bias = [&](const T* b, int g) {
@@ -145,14 +149,22 @@ class ForwardPass {
         return rows;
     }
 
+    template <class Finish>
+    void multiply(const T* const* rows, int64_t count, const Packed<T>& b, const T* weights, Range panels,
+                  Finish&& finish, bool backwards = false) {
+        few_ ? product_of_few<T>(rows, count, b, weights, cell.gates, shape_.hidden, panels, finish)
+             : product<T>(rows, count, b, panels, finish, backwards);
+    }
+
     void multiply_inputs(const Walk& w, int64_t rows) {
         const int64_t width = input_.width();
-        product<T>(w.pointers, rows, input_, w.panels, [&](int64_t p, int64_t first, int height, const T* c) {
+        const auto finish = [&](int64_t p, int64_t first, int height, const T* c) {
             T* to = w.scratch + (p * rows + first) * width;
             const T* bias = input_bias_ + p * width;
             for (int r = 0; r < height; ++r, to += width, c += width)
                 for (int64_t j = 0; j < width; j += L) store(to + j, load(c + j) + load(bias + j));
-        });
+        };
+        multiply(w.pointers, rows, input_, p_.layer.w_ih, w.panels, finish);
     }
 
     const T* state_before(const Segment& segment, int64_t step) const {
@@ -183,7 +195,7 @@ class ForwardPass {
         };
         // Every other step goes through the panels backwards: those used last are still in cache.
         const bool backwards = step % 2 != 0;
-        product<T>(before, with_state, recurrent_, w.panels, finish, backwards);
+        multiply(before, with_state, recurrent_, p_.layer.w_hh, w.panels, finish, backwards);
         if (with_state < count)
             for (int64_t p = w.panels.begin; p < w.panels.end; ++p) finish(p, with_state, count - with_state, nullptr);
     }
@@ -280,6 +292,7 @@ class ForwardPass {
     const int unit_vectors_;
     const int64_t unit_panels_;
     Packed<T> input_, recurrent_;
+    const bool few_;  // rows: the weights are not packed
     const int64_t run_rows_;
     const int64_t scratches_;
     Buffer<T> packed_input_, packed_recurrent_, input_bias_, candidate_bias_, zeros_, scratch_, c_;

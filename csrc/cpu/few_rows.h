@@ -62,5 +62,44 @@ TBPTT_INLINE void product_of_few(const T* const* rows, int64_t count, const Pack
     }
 }
 
+// c [Count][Vectors][lanes] = the rows times columns `column` … of b [depth][columns], whose row k is (k + rotation) mod depth.
+template <class T, int Count, int Vectors>
+TBPTT_INLINE void multiply_lines(const T* const* rows, const T* b, int64_t depth, int64_t columns, int64_t rotation,
+                                 int64_t column, T* c) {
+    constexpr int L = lanes<T>;
+    Vec<T> sum[Count][Vectors];
+    for (int r = 0; r < Count; ++r)
+        for (int v = 0; v < Vectors; ++v) sum[r][v] = Vec<T>{};
+    for (int64_t k = 0; k < depth; ++k) {
+        const T* line = b + (k + rotation < depth ? k + rotation : k + rotation - depth) * columns + column;
+        Vec<T> values[Vectors];
+#pragma GCC unroll 4
+        for (int v = 0; v < Vectors; ++v) values[v] = load_partial(line + v * L, columns - column - v * L);
+#pragma GCC unroll 8
+        for (int r = 0; r < Count; ++r)
+#pragma GCC unroll 4
+            for (int v = 0; v < Vectors; ++v) sum[r][v] += broadcast(rows[r][k]) * values[v];
+    }
+    for (int r = 0; r < Count; ++r)
+        for (int v = 0; v < Vectors; ++v) store(c + (r * Vectors + v) * L, sum[r][v]);
+}
+
+// What `product` gives to finish for panels that `pack_rows` would make of w [depth][columns].
+template <class T, class Finish>
+TBPTT_INLINE void product_of_few_lines(const T* const* rows, int64_t count, const Packed<T>& b, const T* w,
+                                       int64_t columns, int64_t rotation, Range panels, Finish&& finish) {
+    alignas(64) T c[few_rows * max_vectors * lanes<T>];
+    if (count == 0) return;
+    for (int64_t p = panels.begin; p < panels.end; ++p) {
+        with_constant<few_rows>(static_cast<int>(count), [&](auto n) {
+            with_constant<max_vectors>(b.vectors, [&](auto v) {
+                multiply_lines<T, decltype(n)::value, decltype(v)::value>(rows, w, b.depth, columns, rotation,
+                                                                          p * b.width(), c);
+            });
+        });
+        finish(p, 0, static_cast<int>(count), static_cast<const T*>(c));
+    }
+}
+
 }  // namespace TBPTT_ISA
 }  // namespace tbptt

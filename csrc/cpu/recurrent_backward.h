@@ -5,6 +5,7 @@
 // each weight gradient is one product over all rows, however many windows there were.
 #pragma once
 
+#include "few_rows.h"
 #include "recurrent.h"
 #include "weight_gradient.h"
 
@@ -34,8 +35,9 @@ class BackwardPass {
           recurrent_(layout_panels<T>(cell.gates * hidden_, hidden_, vectors_for<T>(hidden_, plan_))),
           input_(layout_panels<T>(cell.gates * hidden_, shape_.inputs, choose_vectors<T>(shape_.inputs))),
           blocks_{},
-          packed_recurrent_(recurrent_.size()),
-          packed_input_(input_.size()),
+          few_(rows_ <= few_rows),
+          packed_recurrent_(few_ ? 0 : recurrent_.size()),
+          packed_input_(few_ ? 0 : input_.size()),
           dgates_(rows_ * ld_),
           x_rows_(rows_),
           h_rows_(rows_),
@@ -101,9 +103,9 @@ class BackwardPass {
 
     void prepare(const Worker& worker) {
         const Range recurrent = split(recurrent_.panels, worker), input = split(input_.panels, worker);
-        for (int64_t p = recurrent.begin; p < recurrent.end; ++p)
+        for (int64_t p = recurrent.begin; p < recurrent.end && !few_; ++p)
             pack_rows(recurrent_, p, p_.layer.w_hh, hidden_, hidden_);
-        for (int64_t p = input.begin; p < input.end; ++p)
+        for (int64_t p = input.begin; p < input.end && !few_; ++p)
             pack_rows(input_, p, p_.layer.w_ih, shape_.inputs, shape_.inputs, cell.input_rotation() * hidden_);
         const Range rows = split(rows_, worker), initial = split(shape_.batch * hidden_, worker);
         for (int64_t i = rows.begin; i < rows.end; ++i) {
@@ -157,7 +159,8 @@ class BackwardPass {
         const auto finish = [&](int64_t p, int64_t first, int64_t height, const T* c) {
             apply_cell(w, Tile{p, first, height, step, c});
         };
-        product<T>(w.pointers, begun, recurrent_, w.panels, finish, step % 2 != 0);
+        few_ ? product_of_few_lines<T>(w.pointers, begun, recurrent_, p_.layer.w_hh, hidden_, 0, w.panels, finish)
+             : product<T>(w.pointers, begun, recurrent_, w.panels, finish, step % 2 != 0);
         // Where a segment starts, nothing comes from later steps.
         if (starting > 0)
             for (int64_t p = w.panels.begin; p < w.panels.end; ++p) finish(p, begun, starting, nullptr);
@@ -314,14 +317,17 @@ class BackwardPass {
             const int64_t first = block * dx_rows, count = smaller(dx_rows, rows_ - first);
             for (int64_t i = 0; i < count; ++i)
                 pointers[i] = dgates_ + (first + i) * ld_ + cell.input_first() * hidden_;
-            product<T>(pointers, count, input_, Range{0, input_.panels},
-                       [&](int64_t p, int64_t row, int height, const T* c) {
-                           const int64_t column = p * input_.width();
-                           T* to = p_.grad_x + (first + row) * inputs + column;
-                           for (int r = 0; r < height; ++r, to += inputs, c += input_.width())
-                               for (int64_t j = 0; j < input_.width() && column + j < inputs; j += L)
-                                   store_partial(to + j, load(c + j), inputs - column - j);
-                       });
+            const Range panels{0, input_.panels};
+            const auto finish = [&](int64_t p, int64_t row, int height, const T* c) {
+                const int64_t column = p * input_.width();
+                T* to = p_.grad_x + (first + row) * inputs + column;
+                for (int r = 0; r < height; ++r, to += inputs, c += input_.width())
+                    for (int64_t j = 0; j < input_.width() && column + j < inputs; j += L)
+                        store_partial(to + j, load(c + j), inputs - column - j);
+            };
+            few_ ? product_of_few_lines<T>(pointers, count, input_, p_.layer.w_ih, inputs,
+                                           cell.input_rotation() * hidden_, panels, finish)
+                 : product<T>(pointers, count, input_, panels, finish);
         });
     }
 
@@ -333,6 +339,7 @@ class BackwardPass {
     const Plan plan_;
     Packed<T> recurrent_, input_;
     GradientBlock blocks_[3];
+    const bool few_;  // rows: the weights are not packed
     Buffer<T> packed_recurrent_, packed_input_, dgates_;
     Buffer<const T*> x_rows_, h_rows_;
     Buffer<T> own_dgates_, carry_;

@@ -5,6 +5,7 @@
 // x and h' stream past. Blocks of rows are added in their order: the sum does not depend on the number of threads.
 #pragma once
 
+#include "few_rows.h"
 #include "product.h"
 
 namespace tbptt {
@@ -111,6 +112,7 @@ class WeightGradient {
     }
 
     void run(const Worker& worker) {
+        if (depth_ <= few_rows) return add_rows(worker);
         run(worker, [](int64_t, int64_t, int64_t) { return false; });
     }
 
@@ -286,6 +288,40 @@ class WeightGradient {
             at -= bytes;
         });
         return result;
+    }
+
+    // Few rows: each row of the gradients is made at once where it belongs, without packing and sums beside it.
+    void add_rows(const Worker& worker) {
+        const Range mine = split(a_panels_, worker);
+        for (int64_t p = mine.begin; p < mine.end; ++p) {
+            const PanelOfA& panel = panels_of_a_[p];
+            T* bias = bias_ + p * span;
+            for (int64_t j = 0; j < panel.columns; ++j) {
+                const T* a = a_ + panel.block->first + panel.column + j;
+                bias[j] = T(0);
+                for (int64_t k = 0; k < depth_; ++k) bias[j] += a[k * lda_];
+                for (int i = 0; i < operand_count_; ++i) {
+                    const int64_t row = panel.block->row[operands_[i].kind];
+                    if (row >= 0) add_row(operands_[i], a, row + panel.column + j);
+                }
+            }
+            write_bias(p);
+        }
+    }
+
+    void add_row(const GradientOperand<T>& operand, const T* a, int64_t row) const {
+        T* out = operand.weight + row * operand.row_stride;
+        for (int64_t i = 0; i < operand.columns; i += lanes<T>) {
+            const int64_t count = operand.columns - i;
+            Vec<T> sum{};
+            for (int64_t k = 0; k < depth_; ++k)
+                if (operand.rows[k]) sum += broadcast(a[k * lda_]) * load_partial(operand.rows[k] + i, count);
+            if (operand.column_stride == 1)
+                store_partial(out + i, sum, count);
+            else
+                for (int64_t l = 0; l < smaller<int64_t>(lanes<T>, count); ++l)
+                    out[(i + l) * operand.column_stride] = sum[l];
+        }
     }
 
     void multiply(int64_t i, int64_t rows, const AheadRows<T>& ahead) {

@@ -264,6 +264,17 @@ def test_functions_check_their_arguments() -> None:
         ours.lstm(x, (x, x, x), w_ih, w_hh)
 
 
+def test_unusual_tensors_are_read_as_they_are() -> None:
+    """Views with another sign or order than their memory, subclasses, and read-only memory."""
+    theirs, mine = pair("GRU", 3, 4)
+    negative = torch.randn(5, 2, 3, dtype=torch.complex64).conj().imag
+    assert negative.is_neg()
+    odd = [negative, torch.randn(3, 2, 5).permute(2, 1, 0), torch.randn(10, 2, 3)[::2]]
+    odd += [torch.randn(1, 2, 3).expand(5, 2, 3), torch.nn.Buffer(torch.randn(5, 2, 3))]
+    for x in odd:
+        close(mine(x), theirs(x))
+
+
 def test_outputs_outlive_everything() -> None:
     """Tensors own the memory that the kernels wrote."""
     _, mine = pair("LSTM", 16, 64)

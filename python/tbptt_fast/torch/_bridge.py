@@ -38,6 +38,8 @@ def to_array(tensor: Tensor | None) -> Array | None:
     """The tensor's memory as an array [...]; contiguous, copied where it is not."""
     if tensor is None:
         return None
+    if tensor.is_neg():
+        tensor = tensor.resolve_neg()  # its memory has the other sign
     if not tensor.is_contiguous():
         tensor = tensor.contiguous()  # in parallel, which NumPy's copies are not
     return _array_over(tensor)

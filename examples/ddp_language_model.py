@@ -51,13 +51,14 @@ def train(options: Namespace, rank: int, world: int) -> list[list[float]]:
     sizes = {"batch_size": options.batch, "steps": options.k1}
     stream = StreamBatcher(torch.from_numpy(ids), **sizes, rank=0, world_size=1)  # ids are its own
     torch.manual_seed(options.seed)
-    model = DistributedDataParallel(LanguageModel(symbols, options.hidden))
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    network = LanguageModel(symbols, options.hidden)
+    optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
     bits: list[float] = []
     begin, place = 0, None
     if options.resume:
-        begin, (position, place, bits) = read(options.checkpoint, model, optimizer)
+        begin, (position, place, bits) = read(options.checkpoint, network, optimizer)
         stream.load_state_dict(position)
+    model = DistributedDataParallel(network)
 
     bar = progress(options.epochs * len(stream), "language model") if rank == 0 else None
     while stream.epoch < options.epochs:
@@ -81,13 +82,13 @@ def train(options: Namespace, rank: int, world: int) -> list[list[float]]:
                 # Only while every process is still here to save its part.
                 if number < min(counts) and (stop or (begin + number) % options.every == 0):
                     own = (stream.state_dict(), pieces.state_dict(), bits)
-                    write(options.checkpoint, begin + number, model, optimizer, own)
+                    write(options.checkpoint, begin + number, network, optimizer, own)
                     if stop:
                         return gather(bits)
         # Who ended early got the last weights from join, but not the optimizer's moments.
         optimizer.load_state_dict(broadcast(optimizer.state_dict(), counts.index(max(counts))))
         begin, place = begin + max(counts), None
-        write(options.checkpoint, begin, model, optimizer, (stream.state_dict(), place, bits))
+        write(options.checkpoint, begin, network, optimizer, (stream.state_dict(), place, bits))
     return gather(bits)
 
 

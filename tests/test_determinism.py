@@ -80,3 +80,20 @@ def test_layers_losses_and_optimizers(dtype: str) -> None:
             results.append(everything())
     for result in results[1:]:
         assert_identical(result, results[0])
+
+
+@pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
+@pytest.mark.usefixtures("isa", "threads")
+def test_few_rows_have_the_bits_of_many(cell: str) -> None:
+    """Steps one by one, whose weights are not packed, equal one call over all of them."""
+    rng = np.random.default_rng(0)
+    gates = {"rnn": 1, "gru": 3, "lstm": 4}[cell]
+    x, h = rng.standard_normal((9, 2, 13)), rng.standard_normal((2, 21))
+    weights = [rng.standard_normal((gates * 21, n)) / 4 for n in (13, 21)]
+    forward = getattr(tbptt_fast, f"{cell}_forward")
+    state = (h, -h) if cell == "lstm" else h
+    out, last, _ = forward(x, state, *weights)
+    for step, expected in zip(x, out, strict=True):
+        found, state, _ = forward(step[np.newaxis], state, *weights, training=False)
+        assert np.array_equal(found[0], expected)
+    assert all(np.array_equal(a, b) for a, b in zip(state, last, strict=True))

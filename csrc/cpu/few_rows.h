@@ -1,44 +1,25 @@
-// Products of so few rows that packing the weights would cost more than it saves: dot products along the weights as they
-// lie, a SIMD vector of units at a time.
+// Products of so few rows that storing packed weights and reading them again would cost more than it saves. Each element is
+// the same sum in the order of depth that tile.h makes: to the bit.
 #pragma once
 
-#include "interleave.h"
-#include "product.h"
+#include "pack.h"
 
 namespace tbptt {
 namespace TBPTT_ISA {
 
-// Packing moves every weight through a transposition, a dot product reads it once a row.
 constexpr int64_t few_rows = 6;
 
-// The dot products of row [depth] and the rows of w [count][depth], one a lane; what lanes from `count` on hold is no use.
-template <class T>
-TBPTT_INLINE Vec<T> dot_products(const T* row, const T* w, int64_t depth, int64_t count) {
-    constexpr int L = lanes<T>;
-    const T* from[L];
-    Vec<T> sum[L];
-#pragma GCC unroll 16
-    for (int l = 0; l < L; ++l) {
-        from[l] = w + (l < count ? l : 0) * depth;
-        sum[l] = Vec<T>{};
-    }
-    int64_t k = 0;
-    for (; k + L <= depth; k += L) {
-        const Vec<T> x = load(row + k);
-#pragma GCC unroll 16
-        for (int l = 0; l < L; ++l) sum[l] += x * load(from[l] + k);
-    }
-    if (k < depth) {
-        const Vec<T> x = load_partial(row + k, depth - k);
-#pragma GCC unroll 16
-        for (int l = 0; l < L; ++l) sum[l] += x * load_partial(from[l] + k, depth - k);
-    }
-    transpose<T>(sum);
-#pragma GCC unroll 4
-    for (int half = L / 2; half > 0; half /= 2)
+// c [Count][lanes], `width` apart, = the products of the rows [depth] and the rows of w [count][depth], one a lane.
+template <class T, int Count>
+TBPTT_INLINE void multiply_columns(const T* const* rows, const T* w, int64_t depth, int64_t count, T* c,
+                                   int64_t width) {
+    Vec<T> sum[Count];
+    for (int r = 0; r < Count; ++r) sum[r] = Vec<T>{};
+    for_columns<T>(w, depth, depth, count, [&](int64_t k, Vec<T> values) {
 #pragma GCC unroll 8
-        for (int l = 0; l < half; ++l) sum[l] += sum[l + half];
-    return sum[0];
+        for (int r = 0; r < Count; ++r) sum[r] += broadcast(rows[r][k]) * values;
+    });
+    for (int r = 0; r < Count; ++r) store(c + r * width, sum[r]);
 }
 
 // What `product` gives to finish(panel, first row, height, c) for panels that `pack_gates` would make of w [gates·units, depth].
@@ -47,18 +28,16 @@ TBPTT_INLINE void product_of_few(const T* const* rows, int64_t count, const Pack
                                  int64_t units, Range panels, Finish&& finish) {
     alignas(64) T c[few_rows * max_vectors * lanes<T>];
     const int unit_vectors = b.vectors / gates;
+    if (count == 0) return;
     for (int64_t p = panels.begin; p < panels.end; ++p) {
         for (int v = 0; v < b.vectors; ++v) {
-            const int64_t unit = (p * unit_vectors + v % unit_vectors) * lanes<T>;
-            if (unit >= units) {
-                for (int64_t r = 0; r < count; ++r) store(c + r * b.width() + v * lanes<T>, Vec<T>{});
-                continue;
-            }
-            const T* block = w + (v / unit_vectors * units + unit) * b.depth;
-            for (int64_t r = 0; r < count; ++r)
-                store(c + r * b.width() + v * lanes<T>, dot_products(rows[r], block, b.depth, units - unit));
+            const int64_t unit = (p * unit_vectors + v % unit_vectors) * lanes<T>, members = units - unit;
+            const T* block = w + (v / unit_vectors * units + (members > 0 ? unit : 0)) * b.depth;
+            with_constant<few_rows>(static_cast<int>(count), [&](auto n) {
+                multiply_columns<T, decltype(n)::value>(rows, block, b.depth, members, c + v * lanes<T>, b.width());
+            });
         }
-        if (count > 0) finish(p, 0, static_cast<int>(count), static_cast<const T*>(c));
+        finish(p, 0, static_cast<int>(count), static_cast<const T*>(c));
     }
 }
 

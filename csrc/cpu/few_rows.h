@@ -9,10 +9,12 @@ namespace TBPTT_ISA {
 
 constexpr int64_t few_rows = 6;
 
+// These are called, not inlined, so that all cells share them.
+
 // c [Count][lanes], `width` apart, = the products of the rows [depth] and the rows of w [count][depth], one a lane.
 template <class T, int Count>
-TBPTT_INLINE void multiply_columns(const T* const* rows, const T* w, int64_t depth, int64_t count, T* c,
-                                   int64_t width) {
+__attribute__((noinline)) void multiply_columns(const T* const* rows, const T* w, int64_t depth, int64_t count, T* c,
+                                                int64_t width) {
     Vec<T> sum[Count];
     for (int r = 0; r < Count; ++r) sum[r] = Vec<T>{};
     for_columns<T>(w, depth, depth, count, [&](int64_t k, Vec<T> values) {
@@ -43,8 +45,8 @@ TBPTT_INLINE void product_of_few(const T* const* rows, int64_t count, const Pack
 
 // c [Count][Vectors][lanes] = the rows times columns `column` … of b [depth][columns], whose row k is (k + rotation) mod depth.
 template <class T, int Count, int Vectors>
-TBPTT_INLINE void multiply_lines(const T* const* rows, const T* b, int64_t depth, int64_t columns, int64_t rotation,
-                                 int64_t column, T* c) {
+__attribute__((noinline)) void multiply_lines(const T* const* rows, const T* b, int64_t depth, int64_t columns,
+                                              int64_t rotation, int64_t column, T* c) {
     constexpr int L = lanes<T>;
     Vec<T> sum[Count][Vectors];
     for (int r = 0; r < Count; ++r)

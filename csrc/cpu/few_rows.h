@@ -43,26 +43,20 @@ TBPTT_INLINE void product_of_few(const T* const* rows, int64_t count, const Pack
     }
 }
 
-// c [Count][Vectors][lanes] = the rows times columns `column` … of b [depth][columns], whose row k is (k + rotation) mod depth.
-template <class T, int Count, int Vectors>
+// c [Count][lanes], `width` apart, = the rows times the first `members` columns of b [depth][columns], whose row k is
+// (k + rotation) mod depth.
+template <class T, int Count>
 __attribute__((noinline)) void multiply_lines(const T* const* rows, const T* b, int64_t depth, int64_t columns,
-                                              int64_t rotation, int64_t column, T* c) {
-    constexpr int L = lanes<T>;
-    Vec<T> sum[Count][Vectors];
-    for (int r = 0; r < Count; ++r)
-        for (int v = 0; v < Vectors; ++v) sum[r][v] = Vec<T>{};
+                                              int64_t rotation, int64_t members, T* c, int64_t width) {
+    Vec<T> sum[Count];
+    for (int r = 0; r < Count; ++r) sum[r] = Vec<T>{};
     for (int64_t k = 0; k < depth; ++k) {
-        const T* line = b + (k + rotation < depth ? k + rotation : k + rotation - depth) * columns + column;
-        Vec<T> values[Vectors];
-#pragma GCC unroll 4
-        for (int v = 0; v < Vectors; ++v) values[v] = load_partial(line + v * L, columns - column - v * L);
+        const int64_t line = k + rotation < depth ? k + rotation : k + rotation - depth;
+        const Vec<T> values = load_partial(b + line * columns, members);
 #pragma GCC unroll 8
-        for (int r = 0; r < Count; ++r)
-#pragma GCC unroll 4
-            for (int v = 0; v < Vectors; ++v) sum[r][v] += broadcast(rows[r][k]) * values[v];
+        for (int r = 0; r < Count; ++r) sum[r] += broadcast(rows[r][k]) * values;
     }
-    for (int r = 0; r < Count; ++r)
-        for (int v = 0; v < Vectors; ++v) store(c + (r * Vectors + v) * L, sum[r][v]);
+    for (int r = 0; r < Count; ++r) store(c + r * width, sum[r]);
 }
 
 // What `product` gives to finish for panels that `pack_rows` would make of w [depth][columns].
@@ -72,12 +66,13 @@ TBPTT_INLINE void product_of_few_lines(const T* const* rows, int64_t count, cons
     alignas(64) T c[few_rows * max_vectors * lanes<T>];
     if (count == 0) return;
     for (int64_t p = panels.begin; p < panels.end; ++p) {
-        with_constant<few_rows>(static_cast<int>(count), [&](auto n) {
-            with_constant<max_vectors>(b.vectors, [&](auto v) {
-                multiply_lines<T, decltype(n)::value, decltype(v)::value>(rows, w, b.depth, columns, rotation,
-                                                                          p * b.width(), c);
+        for (int v = 0; v < b.vectors; ++v) {
+            const int64_t column = p * b.width() + v * lanes<T>, members = larger<int64_t>(0, columns - column);
+            with_constant<few_rows>(static_cast<int>(count), [&](auto n) {
+                multiply_lines<T, decltype(n)::value>(rows, w + (members > 0 ? column : 0), b.depth, columns, rotation,
+                                                      members, c + v * lanes<T>, b.width());
             });
-        });
+        }
         finish(p, 0, static_cast<int>(count), static_cast<const T*>(c));
     }
 }

@@ -72,9 +72,8 @@ def test_memory_formats_are_kept(groups: int) -> None:
 )
 def test_errors(x: Any) -> None:
     theirs, mine = pair("Conv2d", 4, 6, 3)
-    with pytest.raises(Exception) as error:  # noqa: PT011
+    with pytest.raises(RuntimeError, match=r"[Ee]xpected|should be|can't be greater|on cpu"):
         mine(x)
-    assert isinstance(error.value, (RuntimeError, ValueError))
     if x.device.type != "meta":
         with pytest.raises(RuntimeError):
             theirs(x)

@@ -262,8 +262,9 @@ def test_errors_of_what_is_new() -> None:
     x, starts = torch.zeros(5, 2, 3), torch.zeros(5, 2, dtype=torch.bool)
     with pytest.raises(ValueError, match=r"1 <= k1 <= k2, got \(4, 2\)"):
         mine(x, truncation=(4, 2))
-    with pytest.raises(TypeError):
-        mine(x, truncation=1.5)
+    for wrong in (1.5, True, "4"):
+        with pytest.raises(TypeError):
+            mine(x, truncation=wrong)
     with pytest.raises(RuntimeError, match=r"is_init size \[5, 2\].*got \[2, 5\]"):
         mine(x, is_init=starts.T)
     with pytest.raises(ValueError, match=r"is_init of torch.bool.*got torch.float32"):

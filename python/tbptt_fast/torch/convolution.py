@@ -37,8 +37,21 @@ class _Convolution(nn.modules.conv._ConvNd):
         if self.padding_mode != "zeros":
             sides = self._reversed_padding_repeated_twice
             input, padding = nn.functional.pad(input, sides, mode=self.padding_mode), 0
+        self._check_size(input, weight, padding)
         run = conv1d if weight.dim() == 3 else conv2d
         return run(input, weight, bias, self.stride, padding, self.dilation, self.groups)
+
+    def _check_size(self, input: Tensor, weight: Tensor, padding: Any) -> None:
+        if padding == "same":
+            return
+        sides = padding if isinstance(padding, tuple) else (0,) * (weight.dim() - 2)
+        kernel = [d * (k - 1) + 1 for d, k in zip(self.dilation, weight.shape[2:], strict=True)]
+        sizes = [n + 2 * p for n, p in zip(input.shape[-len(kernel) :], sides, strict=True)]
+        if any(k > n for k, n in zip(kernel, sizes, strict=True)):
+            raise RuntimeError(
+                f"Calculated padded input size per channel: {sizes}. Kernel size: {kernel}. "
+                "Kernel size can't be greater than actual input size"
+            )
 
     def _check_input(self, input: Tensor, weight: Tensor) -> None:
         rank, name = weight.dim(), self._original.__name__.lower()

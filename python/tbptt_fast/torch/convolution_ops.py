@@ -208,6 +208,44 @@ def _sides(
     return [p for p in _per_direction(op, "padding", padding, len(kernel)) for _ in range(2)]
 
 
+def _convolve(
+    op: str,
+    directions: int,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: int | Sequence[int],
+    padding: int | str | Sequence[int],
+    dilation: int | Sequence[int],
+    groups: int,
+) -> Tensor:
+    """Check the arguments and run; a single direction is that along images of one row."""
+    check_cpu(op, input=input, weight=weight, bias=bias)
+    rank = directions + 2
+    if input.dim() not in (rank - 1, rank) or weight.dim() != rank:
+        raise ValueError(
+            f"{op}: expected input with {rank - 1} or {rank} and weight with {rank} dimensions, "
+            f"got shapes {list(input.shape)} and {list(weight.shape)}"
+        )
+    steps = _per_direction(op, "stride", stride, directions)
+    apart = _per_direction(op, "dilation", dilation, directions)
+    sides = _sides(op, padding, weight.shape[2:], steps, apart)
+    batched = input.dim() == rank
+    x, w = input if batched else input.unsqueeze(0), weight
+    if directions == 1:
+        x, w, steps, sides, apart = (
+            x.unsqueeze(2),
+            w.unsqueeze(2),
+            [1, *steps],
+            [0, 0, *sides],
+            [1, *apart],
+        )
+    y = run_convolution(x, w, bias, steps, sides, apart, groups)
+    if directions == 1:
+        y = y.squeeze(2)
+    return y if batched else y.squeeze(0)
+
+
 def conv2d(
     input: Tensor,
     weight: Tensor,
@@ -244,20 +282,7 @@ def conv2d(
     >>> y[0, 0, 1].tolist(), w.grad[0, 0, 0].tolist()
     ([6.0, 9.0, 6.0], [4.0, 6.0, 4.0])
     """
-    check_cpu("conv2d", input=input, weight=weight, bias=bias)
-    if input.dim() == 3:
-        return conv2d(input.unsqueeze(0), weight, bias, stride, padding, dilation, groups).squeeze(
-            0
-        )
-    if input.dim() != 4 or weight.dim() != 4:
-        raise ValueError(
-            "conv2d: expected input with 3 or 4 and weight with 4 dimensions, "
-            f"got shapes {list(input.shape)} and {list(weight.shape)}"
-        )
-    steps = _per_direction("conv2d", "stride", stride, 2)
-    apart = _per_direction("conv2d", "dilation", dilation, 2)
-    sides = _sides("conv2d", padding, weight.shape[2:], steps, apart)
-    return run_convolution(input, weight, bias, steps, sides, apart, groups)
+    return _convolve("conv2d", 2, input, weight, bias, stride, padding, dilation, groups)
 
 
 def conv1d(
@@ -284,19 +309,4 @@ def conv1d(
     >>> conv1d(torch.ones(1, 1, 4), torch.ones(1, 1, 2), padding="same").tolist()
     [[[2.0, 2.0, 2.0, 1.0]]]
     """
-    check_cpu("conv1d", input=input, weight=weight, bias=bias)
-    if input.dim() == 2:
-        return conv1d(input.unsqueeze(0), weight, bias, stride, padding, dilation, groups).squeeze(
-            0
-        )
-    if input.dim() != 3 or weight.dim() != 3:
-        raise ValueError(
-            "conv1d: expected input with 2 or 3 and weight with 3 dimensions, "
-            f"got shapes {list(input.shape)} and {list(weight.shape)}"
-        )
-    steps = _per_direction("conv1d", "stride", stride, 1)
-    apart = _per_direction("conv1d", "dilation", dilation, 1)
-    sides = _sides("conv1d", padding, weight.shape[2:], steps, apart)
-    images, kernels = input.unsqueeze(2), weight.unsqueeze(2)
-    y = run_convolution(images, kernels, bias, [1, *steps], [0, 0, *sides], [1, *apart], groups)
-    return y.squeeze(2)
+    return _convolve("conv1d", 1, input, weight, bias, stride, padding, dilation, groups)

@@ -29,7 +29,6 @@ from ._bridge import (
 
 Cell: TypeAlias = Literal["rnn_tanh", "rnn_relu", "gru", "lstm"]
 CELLS: tuple[Cell, ...] = ("rnn_tanh", "rnn_relu", "gru", "lstm")
-GATES = {"rnn_tanh": 1, "rnn_relu": 1, "gru": 3, "lstm": 4}
 TAPE_VALUES = {"rnn_tanh": 1, "rnn_relu": 1, "gru": 5, "lstm": 6}  # per step, row and unit
 
 _FORWARD = (
@@ -201,6 +200,8 @@ def read_truncation(given: Truncation) -> list[int] | None:
     pair: Sequence[SupportsIndex] = given if isinstance(given, (tuple, list)) else (given, given)
     if len(pair) != 2:
         raise ValueError(f"truncation: expected a pair (k1, k2), got {len(pair)} items")
+    if any(isinstance(k, bool) for k in pair):
+        raise TypeError(f"truncation: expected None, K or (k1, k2), got {given!r}")
     k1, k2 = (operator.index(k) for k in pair)
     if not 1 <= k1 <= k2:
         raise ValueError(f"truncation: expected 1 <= k1 <= k2, got ({k1}, {k2})")

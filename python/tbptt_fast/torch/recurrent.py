@@ -38,11 +38,13 @@ class _Control(NamedTuple):
         """From [T] (None), [B, T] (0) or [T, B] (1)."""
         if row_dim == 1:
             return self
-        change: dict[str, Any] = {
-            name: value.unsqueeze(-1) if row_dim is None else value.transpose(0, -1)
-            for name, value in self.tensors()
-        }
-        return self._replace(**change)
+
+        def turn(value: Tensor | None) -> Tensor | None:
+            if value is None:
+                return None
+            return value.unsqueeze(-1) if row_dim is None else value.transpose(0, -1)
+
+        return _Control(turn(self.is_init), self.truncation, turn(self.carry_scale))
 
 
 _FREE = _Control()
@@ -278,19 +280,17 @@ class _Recurrent(nn.RNNBase):
             self.check_input(x, None)
         autocast = torch.is_autocast_enabled("cpu")  # which turns all of them into float32
         expected = (self.num_layers * (2 if self.bidirectional else 1), x.size(1), self.hidden_size)
-        for name, state in zip(("hidden[0]", "hidden[1]"), states, strict=False):
+        for index, state in enumerate(states):
             if state is None:
                 continue
+            name = f"hidden[{index}]" if self.mode == "LSTM" else "hidden"
             if state.shape != expected:
-                name = name if self.mode == "LSTM" else "hidden"
                 raise RuntimeError(f"Expected {name} size {expected}, got {list(state.shape)}")
             if state.device != x.device or (state.dtype != x.dtype and not autocast):
                 raise ValueError(
                     f"Expected {name} of {x.dtype} on {x.device}, "
                     f"got {state.dtype} on {state.device}"
                 )
-        if control is _FREE:
-            return
         for name, value in control.tensors():
             if value.shape != x.shape[:2]:
                 raise RuntimeError(

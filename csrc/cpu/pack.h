@@ -32,7 +32,7 @@ TBPTT_INLINE void pack_transposed(T* to, int64_t stride, const T* from, int64_t 
 // The panel `p` of the transpose of w [gates·units, depth]: the same unit block of every gate side by side,
 // [depth][gates][unit vectors][lanes].
 template <class T>
-TBPTT_INLINE void pack_gates(const Packed<T>& to, int64_t p, const T* w, int gates, int64_t units) {
+__attribute__((noinline)) void pack_gates(const Packed<T>& to, int64_t p, const T* w, int gates, int64_t units) {
     const int unit_vectors = to.vectors / gates;
     for (int g = 0; g < gates; ++g)
         for (int u = 0; u < unit_vectors; ++u) {
@@ -45,7 +45,7 @@ TBPTT_INLINE void pack_gates(const Packed<T>& to, int64_t p, const T* w, int gat
 
 // The panel `p` of b [depth][columns] (ld elements between rows), whose row k is row (k + rotation) mod depth of b.
 template <class T>
-TBPTT_INLINE void pack_rows(const Packed<T>& to, int64_t p, const T* b, int64_t ld, int64_t columns,
+__attribute__((noinline)) void pack_rows(const Packed<T>& to, int64_t p, const T* b, int64_t ld, int64_t columns,
                             int64_t rotation = 0) {
     const int64_t width = to.width(), first = p * width, count = smaller(width, columns - first);
     T* out = to.panel(p);
@@ -53,6 +53,19 @@ TBPTT_INLINE void pack_rows(const Packed<T>& to, int64_t p, const T* b, int64_t 
         const T* from = b + (k + rotation < to.depth ? k + rotation : k + rotation - to.depth) * ld + first;
         for (int64_t j = 0; j < count; ++j) out[j] = from[j];
         for (int64_t j = count; j < width; ++j) out[j] = T(0);
+    }
+}
+
+// The product with panels that this call needs only once: each is packed by who multiplies it, into `own`, where it stays in
+// cache. Without `own` they are packed already.
+template <class T, class Pack, class Finish>
+TBPTT_INLINE void product_packing(const T* const* rows, int64_t count, const Packed<T>& b, Range panels, T* own,
+                                  Pack&& pack, Finish&& finish, bool backwards = false) {
+    for (Range part = panels; part.begin < panels.end; part.begin = part.end) {
+        if (own) part.end = part.begin + 1;
+        const Packed<T> here = own ? b.only(part.begin, own) : b;
+        if (own) pack(here, part.begin);
+        product<T>(rows, count, here, part, finish, backwards);
     }
 }
 

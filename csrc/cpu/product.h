@@ -20,6 +20,9 @@ struct Packed {
     int64_t size() const { return panels * panel_size(); }
     T* panel(int64_t p) const { return data + p * panel_size(); }
 
+    // The same layout, where only panel `p` is in memory: at `own`.
+    Packed only(int64_t p, T* own) const { return {own - p * panel_size(), depth, panels, vectors}; }
+
     // The part of a panel that tile `i` of `count` fetches while they are at work on the panel before.
     Ahead part(int64_t p, int64_t i, int64_t count) const {
         const int64_t step = smaller<int64_t>(64, width() * static_cast<int64_t>(sizeof(T)) / count);

@@ -11,6 +11,9 @@
 namespace tbptt {
 namespace TBPTT_ISA {
 
+// Rows walked together: enough to reuse the weights, few enough that their gradients stay in the second-level cache.
+constexpr int64_t rows_together = 64;
+
 // Rows walk independently of one another, so with enough of them each worker takes its own and never waits. With few,
 // or with weights too large to stream for every worker, workers share the hidden units and wait once a step.
 enum class Sharing { rows, units };
@@ -33,6 +36,10 @@ TBPTT_INLINE Plan make_plan(int threads, double rows, double depth, double colum
     if (threads == 1 || (alone <= by_rows && alone <= by_units)) return {1, Sharing::rows};
     return by_rows <= by_units ? Plan{useful, Sharing::rows} : Plan{threads, Sharing::units};
 }
+
+// With one step and so few rows that packing the weights would take longer than the product, workers share the units and
+// pack each panel when they come to it.
+TBPTT_INLINE bool needed_once(const RecurrentShape& shape) { return shape.steps == 1 && shape.batch <= rows_together; }
 
 // The segments of one worker: all of them, or every `count`-th, which keeps lengths and so the work even.
 TBPTT_INLINE int64_t take_segments(const Segment* all, int64_t count, Sharing sharing, const Worker& worker,
@@ -64,9 +71,6 @@ struct SavedLayout {
 
 // Vectors of units that go through a cell's maths at once: its chains are long, but with three the registers spill.
 constexpr int units_together = 2;
-
-// Rows walked together: enough to reuse the weights, few enough that their gradients stay in the second-level cache.
-constexpr int64_t rows_together = 64;
 
 // The segments at work, one a lane. When one ends, the next takes its lane, so that as many rows as possible are at work in
 // every step; with fewer lanes than segments, the longest (which come first) do not outlast the others.

@@ -36,8 +36,10 @@ class BackwardPass {
           input_(layout_panels<T>(cell.gates * hidden_, shape_.inputs, choose_vectors<T>(shape_.inputs))),
           blocks_{},
           few_(rows_ <= few_rows),
-          packed_recurrent_(few_ ? 0 : recurrent_.size()),
-          packed_input_(few_ ? 0 : input_.size()),
+          once_(!few_ && needed_once(shape_)),
+          packed_recurrent_(few_ || once_ ? 0 : recurrent_.size()),
+          packed_input_(few_ || once_ ? 0 : input_.size()),
+          own_panels_(once_ ? threads_ * own_panel() : 0),
           dgates_(rows_ * ld_),
           x_rows_(rows_),
           h_rows_(rows_),
@@ -80,11 +82,13 @@ class BackwardPass {
         double steps = 0;
         for (int64_t i = 0; i < p.segment_count; ++i) steps += p.segments[i].length;
         const int threads = threads_for(2 * steps * depth * hidden);
-        Plan plan = make_plan(threads, static_cast<double>(p.segment_count), depth, hidden, depth * hidden * sizeof(T));
         // Overlapping windows add to the same steps: each unit's sums must belong to one worker.
-        if (p.overlapping) plan = {threads, Sharing::units};
-        return plan;
+        if (p.overlapping || needed_once(s)) return {threads, Sharing::units};
+        return make_plan(threads, static_cast<double>(p.segment_count), depth, hidden, depth * hidden * sizeof(T));
     }
+
+    int64_t own_panel() const { return larger(input_.panel_size(), recurrent_.panel_size()); }
+    T* own_panel(const Worker& worker) { return once_ ? own_panels_ + worker.index * own_panel() : nullptr; }
 
     int64_t scratches() const { return plan_.sharing == Sharing::rows ? plan_.threads : 1; }
 
@@ -101,12 +105,16 @@ class BackwardPass {
         return 3;
     }
 
+    void pack_recurrent(const Packed<T>& to, int64_t p) const { pack_rows(to, p, p_.layer.w_hh, hidden_, hidden_); }
+    void pack_input(const Packed<T>& to, int64_t p) const {
+        pack_rows(to, p, p_.layer.w_ih, shape_.inputs, shape_.inputs, cell.input_rotation() * hidden_);
+    }
+
     void prepare(const Worker& worker) {
         const Range recurrent = split(recurrent_.panels, worker), input = split(input_.panels, worker);
-        for (int64_t p = recurrent.begin; p < recurrent.end && !few_; ++p)
-            pack_rows(recurrent_, p, p_.layer.w_hh, hidden_, hidden_);
-        for (int64_t p = input.begin; p < input.end && !few_; ++p)
-            pack_rows(input_, p, p_.layer.w_ih, shape_.inputs, shape_.inputs, cell.input_rotation() * hidden_);
+        const bool now = !few_ && !once_;
+        for (int64_t p = recurrent.begin; p < recurrent.end && now; ++p) pack_recurrent(recurrent_, p);
+        for (int64_t p = input.begin; p < input.end && now; ++p) pack_input(input_, p);
         const Range rows = split(rows_, worker), initial = split(shape_.batch * hidden_, worker);
         for (int64_t i = rows.begin; i < rows.end; ++i) {
             x_rows_[i] = p_.layer.x + i * shape_.inputs;
@@ -159,8 +167,12 @@ class BackwardPass {
         const auto finish = [&](int64_t p, int64_t first, int64_t height, const T* c) {
             apply_cell(w, Tile{p, first, height, step, c});
         };
-        few_ ? product_of_few_lines<T>(w.pointers, begun, recurrent_, p_.layer.w_hh, hidden_, 0, w.panels, finish)
-             : product<T>(w.pointers, begun, recurrent_, w.panels, finish, step % 2 != 0);
+        const auto pack = [&](const Packed<T>& to, int64_t p) { pack_recurrent(to, p); };
+        if (few_)
+            product_of_few_lines<T>(w.pointers, begun, recurrent_, p_.layer.w_hh, hidden_, 0, w.panels, finish);
+        else
+            product_packing<T>(w.pointers, begun, recurrent_, w.panels, own_panel(w.worker), pack, finish,
+                               step % 2 != 0);
         // Where a segment starts, nothing comes from later steps.
         if (starting > 0)
             for (int64_t p = w.panels.begin; p < w.panels.end; ++p) finish(p, begun, starting, nullptr);
@@ -325,9 +337,12 @@ class BackwardPass {
                     for (int64_t j = 0; j < input_.width() && column + j < inputs; j += L)
                         store_partial(to + j, load(c + j), inputs - column - j);
             };
-            few_ ? product_of_few_lines<T>(pointers, count, input_, p_.layer.w_ih, inputs,
-                                           cell.input_rotation() * hidden_, panels, finish)
-                 : product<T>(pointers, count, input_, panels, finish);
+            const auto pack = [&](const Packed<T>& to, int64_t p) { pack_input(to, p); };
+            if (few_)
+                product_of_few_lines<T>(pointers, count, input_, p_.layer.w_ih, inputs, cell.input_rotation() * hidden_,
+                                        panels, finish);
+            else
+                product_packing<T>(pointers, count, input_, panels, own_panel(worker), pack, finish);
         });
     }
 
@@ -339,8 +354,9 @@ class BackwardPass {
     const Plan plan_;
     Packed<T> recurrent_, input_;
     GradientBlock blocks_[3];
-    const bool few_;  // rows: the weights are not packed
-    Buffer<T> packed_recurrent_, packed_input_, dgates_;
+    const bool few_;   // rows: the weights are not packed
+    const bool once_;  // is each panel used
+    Buffer<T> packed_recurrent_, packed_input_, own_panels_, dgates_;
     Buffer<const T*> x_rows_, h_rows_;
     Buffer<T> own_dgates_, carry_;
     Buffer<const T*> pointers_;

@@ -32,10 +32,12 @@ class ForwardPass {
           input_{nullptr, shape_.inputs, unit_panels_, cell.gates * unit_vectors_},
           recurrent_{nullptr, shape_.hidden, unit_panels_, cell.gates * unit_vectors_},
           few_(shape_.steps * shape_.batch <= few_rows),
+          once_(!few_ && needed_once(shape_)),
           run_rows_(choose_run_rows()),
           scratches_(plan_.sharing == Sharing::rows ? plan_.threads : 1),
-          packed_input_(few_ ? 0 : input_.size()),
-          packed_recurrent_(few_ ? 0 : recurrent_.size()),
+          packed_input_(few_ || once_ ? 0 : input_.size()),
+          packed_recurrent_(few_ || once_ ? 0 : recurrent_.size()),
+          own_panels_(once_ ? plan_.threads * own_panel() : 0),
           input_bias_(unit_panels_ * input_.width()),
           candidate_bias_(unit_panels_ * unit_vectors_ * L),
           zeros_(shape_.hidden),
@@ -62,6 +64,7 @@ class ForwardPass {
         const double columns = static_cast<double>(cell.gates) * static_cast<double>(s.hidden);
         const double depth = static_cast<double>(s.inputs + s.hidden);
         const int threads = threads_for(2.0 * static_cast<double>(s.steps * s.batch) * columns * depth);
+        if (needed_once(s)) return {threads, Sharing::units};
         return make_plan(threads, static_cast<double>(p.segment_count), depth, columns,
                          static_cast<double>(s.hidden) * columns * sizeof(T));
     }
@@ -77,7 +80,7 @@ class ForwardPass {
     void pack(Range panels) {
         const RecurrentLayer<T>& layer = p_.layer;
         for (int64_t p = panels.begin; p < panels.end; ++p) {
-            if (!few_) {
+            if (!few_ && !once_) {
                 pack_gates(input_, p, layer.w_ih, cell.gates, shape_.hidden);
                 pack_gates(recurrent_, p, layer.w_hh, cell.gates, shape_.hidden);
             }
@@ -149,11 +152,17 @@ class ForwardPass {
         return rows;
     }
 
+    int64_t own_panel() const { return larger(input_.panel_size(), recurrent_.panel_size()); }
+
     template <class Finish>
-    void multiply(const T* const* rows, int64_t count, const Packed<T>& b, const T* weights, Range panels,
+    void multiply(const Walk& w, const T* const* rows, int64_t count, const Packed<T>& b, const T* weights,
                   Finish&& finish, bool backwards = false) {
-        few_ ? product_of_few<T>(rows, count, b, weights, cell.gates, shape_.hidden, panels, finish)
-             : product<T>(rows, count, b, panels, finish, backwards);
+        if (few_) return product_of_few<T>(rows, count, b, weights, cell.gates, shape_.hidden, w.panels, finish);
+        const auto pack = [&](const Packed<T>& to, int64_t p) {
+            pack_gates(to, p, weights, cell.gates, shape_.hidden);
+        };
+        T* own = once_ ? own_panels_ + w.worker.index * own_panel() : nullptr;
+        product_packing<T>(rows, count, b, w.panels, own, pack, finish, backwards);
     }
 
     void multiply_inputs(const Walk& w, int64_t rows) {
@@ -164,7 +173,7 @@ class ForwardPass {
             for (int r = 0; r < height; ++r, to += width, c += width)
                 for (int64_t j = 0; j < width; j += L) store(to + j, load(c + j) + load(bias + j));
         };
-        multiply(w.pointers, rows, input_, p_.layer.w_ih, w.panels, finish);
+        multiply(w, w.pointers, rows, input_, p_.layer.w_ih, finish);
     }
 
     const T* state_before(const Segment& segment, int64_t step) const {
@@ -195,7 +204,7 @@ class ForwardPass {
         };
         // Every other step goes through the panels backwards: those used last are still in cache.
         const bool backwards = step % 2 != 0;
-        multiply(before, with_state, recurrent_, p_.layer.w_hh, w.panels, finish, backwards);
+        multiply(w, before, with_state, recurrent_, p_.layer.w_hh, finish, backwards);
         if (with_state < count)
             for (int64_t p = w.panels.begin; p < w.panels.end; ++p) finish(p, with_state, count - with_state, nullptr);
     }
@@ -292,10 +301,11 @@ class ForwardPass {
     const int unit_vectors_;
     const int64_t unit_panels_;
     Packed<T> input_, recurrent_;
-    const bool few_;  // rows: the weights are not packed
+    const bool few_;   // rows: the weights are not packed
+    const bool once_;  // is each panel used
     const int64_t run_rows_;
     const int64_t scratches_;
-    Buffer<T> packed_input_, packed_recurrent_, input_bias_, candidate_bias_, zeros_, scratch_, c_;
+    Buffer<T> packed_input_, packed_recurrent_, own_panels_, input_bias_, candidate_bias_, zeros_, scratch_, c_;
     Buffer<const T*> pointers_;
     Buffer<Segment> segments_;
 };

@@ -105,7 +105,7 @@ class WeightGradient {
           panels_of_b_(b_panels_),
           packed_a_(a_panels_ * a_panel_size),
           packed_b_(b_panels_ * gradient::width<T> * gradient::block<T>),
-          sums_(a_panels_ * b_panels_ * tile_size),
+          sums_(in_one_block() ? 0 : a_panels_ * b_panels_ * tile_size),
           bias_(a_panels_ * span),
           tiles_(a_panels_ * b_panels_, threads) {
         list_panels();
@@ -123,7 +123,8 @@ class WeightGradient {
         const Range mine_a = split(a_panels_, worker), mine_b = split(b_panels_, worker);
         for (int64_t i = mine_a.begin * span; i < mine_a.end * span; ++i) bias_[i] = T(0);
         const Range own = split(a_panels_ * b_panels_, worker);
-        const Range places{own.begin * tile_size, own.end * tile_size};
+        const bool at_once = in_one_block();
+        const Range places{own.begin * tile_size, at_once ? own.begin * tile_size : own.end * tile_size};
         for (int64_t i = places.begin; i < places.end; i += lanes<T>) store(sums_ + i, Vec<T>{});
         constexpr int64_t block = gradient::block<T>;
         const T* next[block];
@@ -141,11 +142,15 @@ class WeightGradient {
             tiles_.reset(worker);
             wait_for_all(worker);
             tiles_.run(worker, [&](int64_t i) {
-                multiply(i, rows, ahead_of(more ? i - own.begin : -1, own, mine_a, mine_b, next, next_place));
+                if (at_once) return multiply_and_write(i, rows, next);
+                for (int64_t k = tile_size; k < 2 * tile_size; k += 64 / sizeof(T))  // the next tile's
+                    prefetch_far(reinterpret_cast<const char*>(sums_ + i * tile_size + k));
+                multiply(i, rows, ahead_of(more ? i - own.begin : -1, own, mine_a, mine_b, next, next_place),
+                         sums_ + i * tile_size);
             });
             wait_for_all(worker);
         }
-        for (int64_t i = own.begin; i < own.end; ++i) write(i);
+        for (int64_t i = own.begin; i < own.end && !at_once; ++i) write(i, sums_ + i * tile_size);
         for (int64_t p = mine_a.begin; p < mine_a.end; ++p) write_bias(p);
     }
 
@@ -324,12 +329,18 @@ class WeightGradient {
         }
     }
 
-    void multiply(int64_t i, int64_t rows, const AheadRows<T>& ahead) {
+    // Then no sums wait for further blocks: each tile goes where it belongs from the first-level cache.
+    bool in_one_block() const { return depth_ > 0 && depth_ <= gradient::block<T>; }
+
+    void multiply_and_write(int64_t i, int64_t rows, const T* const* any) {
+        alignas(64) T sum[tile_size] = {};
+        multiply(i, rows, AheadRows<T>(any), sum);
+        write(i, sum);
+    }
+
+    void multiply(int64_t i, int64_t rows, const AheadRows<T>& ahead, T* sum) {
         const Pair at = tile_at(i);
         if (!meets(at)) return;
-        T* sum = sums_ + i * tile_size;
-        for (int64_t next = tile_size; next < 2 * tile_size; next += 64 / sizeof(T))
-            prefetch_far(reinterpret_cast<const char*>(sum + next));
         const int64_t height = panels_of_a_[at.a].columns;
         const int vectors = vectors_of(panels_of_b_[at.b]);
         gradient::find_tile<T, true>(static_cast<int>(height), vectors)(
@@ -337,17 +348,20 @@ class WeightGradient {
             packed_b_ + at.b * gradient::width<T> * gradient::block<T>, vectors * lanes<T>, sum, ahead);
     }
 
-    void write(int64_t i) {
+    void write(int64_t i, const T* sum) const {
         const Pair at = tile_at(i);
         if (!meets(at)) return;
         const PanelOfA& left = panels_of_a_[at.a];
         const PanelOfB& right = panels_of_b_[at.b];
         const GradientOperand<T>& operand = operands_[right.operand];
-        const T* sum = sums_ + i * tile_size;
+        const int64_t width = vectors_of(right) * lanes<T>;
         T* out = operand.weight + (left.block->row[operand.kind] + left.column) * operand.row_stride +
                  right.column * operand.column_stride;
-        for (int64_t r = 0; r < left.columns; ++r, out += operand.row_stride, sum += vectors_of(right) * lanes<T>)
-            for (int64_t j = 0; j < right.columns; ++j) out[j * operand.column_stride] = sum[j];
+        for (int64_t r = 0; r < left.columns; ++r, out += operand.row_stride, sum += width)
+            if (operand.column_stride == 1)
+                for (int64_t j = 0; j < width; j += lanes<T>) store_partial(out + j, load(sum + j), right.columns - j);
+            else
+                for (int64_t j = 0; j < right.columns; ++j) out[j * operand.column_stride] = sum[j];
     }
 
     void write_bias(int64_t p) {

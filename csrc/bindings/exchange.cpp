@@ -63,9 +63,26 @@ py::dtype dtype_of_tensor(const DlType& dtype, const Argument& argument) {
     argument.type_error("expected float32, float64, bool, int32 or int64, got " + name + std::to_string(bits));
 }
 
-py::array borrow_array(py::handle object) {
-    const Argument argument{"borrow_array", "object"};
-    const DlTensor tensor = borrow(object, argument);
+bool is_contiguous(const DlTensor& tensor) {
+    std::int64_t expected = 1;
+    for (std::int32_t i = tensor.rank - 1; tensor.strides && i >= 0; --i) {
+        if (tensor.shape[i] == 0) return true;
+        if (tensor.shape[i] != 1 && tensor.strides[i] != expected) return false;
+        expected *= tensor.shape[i];
+    }
+    return true;
+}
+
+// The tensor's memory as an array. A tensor whose memory has the other sign, or another order, is copied by its own
+// library, in parallel, which NumPy's copies are not.
+py::array borrow_array(py::object object) {
+    const Argument argument{"borrow_arrays", "tensors"};
+    if (object.attr("is_neg")().cast<bool>()) object = object.attr("resolve_neg")();
+    DlTensor tensor = borrow(object, argument);
+    if (!is_contiguous(tensor)) {
+        object = object.attr("contiguous")();
+        tensor = borrow(object, argument);
+    }
     if (tensor.device.type != cpu)
         argument.type_error("expected a tensor in CPU memory, got one on device type " +
                             std::to_string(tensor.device.type));
@@ -77,8 +94,17 @@ py::array borrow_array(py::handle object) {
     return {dtype, shape, strides, static_cast<char*>(tensor.data) + tensor.byte_offset, object};
 }
 
+py::list borrow_arrays(const py::args& tensors) {
+    py::list arrays(tensors.size());
+    for (std::size_t i = 0; i < tensors.size(); ++i) {
+        const py::object tensor = tensors[i];
+        arrays[i] = tensor.is_none() ? tensor : borrow_array(tensor);
+    }
+    return arrays;
+}
+
 }  // namespace
 
-void register_exchange(py::module_& module) { module.def("borrow_array", &borrow_array); }
+void register_exchange(py::module_& module) { module.def("borrow_arrays", &borrow_arrays); }
 
 }  // namespace tbptt::python

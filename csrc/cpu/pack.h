@@ -46,7 +46,7 @@ __attribute__((noinline)) void pack_gates(const Packed<T>& to, int64_t p, const 
 // The panel `p` of b [depth][columns] (ld elements between rows), whose row k is row (k + rotation) mod depth of b.
 template <class T>
 __attribute__((noinline)) void pack_rows(const Packed<T>& to, int64_t p, const T* b, int64_t ld, int64_t columns,
-                            int64_t rotation = 0) {
+                                         int64_t rotation = 0) {
     const int64_t width = to.width(), first = p * width, count = smaller(width, columns - first);
     T* out = to.panel(p);
     for (int64_t k = 0; k < to.depth; ++k, out += width) {

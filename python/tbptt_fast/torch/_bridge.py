@@ -24,30 +24,23 @@ _functorch_level: Callable[[], Any] = torch._C._functorch.peek_interpreter_stack
 _is_tracing: Callable[[], bool] = torch.jit.is_tracing  # type: ignore[attr-defined]
 
 
-def _detached(tensor: Any) -> Array:
-    array: Array = tensor.detach().numpy()
+def _detached(tensor: Any) -> Array | None:
+    if tensor is None:
+        return None
+    array: Array = tensor.detach().resolve_neg().contiguous().numpy()
     return array
 
 
-# An array over the memory of a tensor, which may require gradients. PyTorch has had the faster way
-# since 2.10.
-_array_over = _native.borrow_array if hasattr(Tensor, "__dlpack_c_exchange_api__") else _detached
+def _detached_all(*tensors: Any) -> list[Any]:
+    return [_detached(tensor) for tensor in tensors]
 
 
-def to_array(tensor: Tensor | None) -> Array | None:
-    """The tensor's memory as an array [...]; contiguous, copied where it is not."""
-    if tensor is None:
-        return None
-    if tensor.is_neg():
-        tensor = tensor.resolve_neg()  # its memory has the other sign
-    if not tensor.is_contiguous():
-        tensor = tensor.contiguous()  # in parallel, which NumPy's copies are not
-    return _array_over(tensor)
+# Arrays [...] over the memory of tensors, which may require gradients; contiguous, copied where
+# they are not; None for None. PyTorch has had the faster way since 2.10.
+to_arrays = _native.borrow_arrays if hasattr(Tensor, "__dlpack_c_exchange_api__") else _detached_all
 
-
-def to_tensor(array: Array) -> Tensor:
-    """A tensor that owns the array."""
-    return torch.from_numpy(array)
+# A tensor that owns the array.
+to_tensor: Callable[[Array], Tensor] = torch.from_numpy
 
 
 def is_plain(*tensors: Tensor | None) -> bool:

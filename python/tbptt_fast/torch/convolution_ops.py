@@ -20,7 +20,7 @@ from ._bridge import (
     is_plain,
     needs_grad,
     refuse_second_derivative,
-    to_array,
+    to_arrays,
     to_tensor,
 )
 
@@ -38,9 +38,9 @@ def _is_channels_last(x: Tensor) -> bool:
     return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
 
 
-def _images(x: Tensor, channels_last: bool) -> Array | None:
+def _images(x: Tensor, channels_last: bool) -> Tensor:
     """[N, Y, X, C] with channels_last, else [N, C, Y, X]."""
-    return to_array(x.permute(0, 2, 3, 1) if channels_last else x)
+    return x.permute(0, 2, 3, 1) if channels_last else x
 
 
 def _tensor(images: Array, channels_last: bool) -> Tensor:
@@ -57,19 +57,21 @@ def _options(
 
 def _forward(x: Tensor, w: Tensor, b: Tensor | None, *options: Any) -> Tensor:
     last = _is_channels_last(x)
-    arrays = (_images(x, last), to_array(w), to_array(b))
+    images, kernels, biases = to_arrays(_images(x, last), w, b)
     layout = "NHWC" if last else "NCHW"
-    return _tensor(_native.conv2d(*arrays, *_options(*options), None, layout, "auto"), last)
+    y = _native.conv2d(images, kernels, biases, *_options(*options), None, layout, "auto")
+    return _tensor(y, last)
 
 
 def _backward(grad_out: Tensor, x: Tensor, w: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     """Gradients by x, w and b; [0] where not needed."""
     *options, needs = rest
     last = _is_channels_last(x)
+    grad, images, kernels = to_arrays(_images(grad_out, last), _images(x, last), w)
     grads = _native.conv2d_backward(
-        _images(grad_out, last),
-        _images(x, last),
-        to_array(w),
+        grad,
+        images,
+        kernels,
         None,
         *_options(*options),
         None,

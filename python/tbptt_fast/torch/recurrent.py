@@ -283,14 +283,15 @@ class _Recurrent(nn.RNNBase):
         for index, state in enumerate(states):
             if state is None:
                 continue
+            alike = state.device == x.device and (state.dtype == x.dtype or autocast)
+            if alike and state.shape == expected:
+                continue
             name = f"hidden[{index}]" if self.mode == "LSTM" else "hidden"
             if state.shape != expected:
                 raise RuntimeError(f"Expected {name} size {expected}, got {list(state.shape)}")
-            if state.device != x.device or (state.dtype != x.dtype and not autocast):
-                raise ValueError(
-                    f"Expected {name} of {x.dtype} on {x.device}, "
-                    f"got {state.dtype} on {state.device}"
-                )
+            raise ValueError(
+                f"Expected {name} of {x.dtype} on {x.device}, got {state.dtype} on {state.device}"
+            )
         for name, value in control.tensors():
             if value.shape != x.shape[:2]:
                 raise RuntimeError(

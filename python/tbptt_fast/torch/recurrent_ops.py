@@ -23,7 +23,7 @@ from ._bridge import (
     is_plain,
     needs_grad,
     refuse_second_derivative,
-    to_array,
+    to_arrays,
     to_tensor,
 )
 
@@ -61,49 +61,30 @@ class _Layer:
 
     def forward(self, x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
         """out [T, B, H], the last states [B, H], and the tape [n], which is empty unless kept."""
-        states, rest = rest[: self.states], rest[self.states :]
-        w_ih, w_hh, b_ih, b_hh, is_init, _, _, keep = rest
+        n, keep = self.states, rest[-1]
+        array, *states, w_ih, w_hh, b_ih, b_hh, is_init = to_arrays(x, *rest[: n + 5])
         out, state, tape = self._forward(
-            to_array(x),
-            _pair(self.cell, [to_array(s) for s in states]),
-            to_array(w_ih),
-            to_array(w_hh),
-            to_array(b_ih),
-            to_array(b_hh),
-            *self._options,
-            to_array(is_init),
-            keep,
+            array, _pair(self.cell, states), w_ih, w_hh, b_ih, b_hh, *self._options, is_init, keep
         )
         last = state if self.cell == "lstm" else (state,)
         memory = to_tensor(tape.memory) if keep else x.new_empty(0)
-        return (to_tensor(out), *(to_tensor(s) for s in last), memory)
+        return (to_tensor(out), *map(to_tensor, last), memory)
 
     def backward(self, grad_out: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
         """Gradients by x, the states, w_ih, w_hh, b_ih and b_hh; [0] for a missing bias."""
-        n = self.states
-        grad_states, (tape, x), states = rest[:n], rest[n : n + 2], rest[n + 2 : 2 * n + 2]
-        w_ih, w_hh, is_init, carry_scale, truncation, biases = rest[2 * n + 2 :]
+        n, truncation, biases = self.states, rest[-2], rest[-1]
+        grad, *arrays, is_init, carry_scale = to_arrays(grad_out, *rest[:-2])
+        grad_states, (tape, x), states = arrays[:n], arrays[n : n + 2], arrays[n + 2 : 2 * n + 2]
+        (w_ih, w_hh), (b_ih, b_hh) = arrays[-2:], biases
+        restored = _native.restore_tape(
+            self.cell, x, _pair(self.cell, states), w_ih, w_hh, b_ih, b_hh, is_init, tape
+        )
         grads = self._backward(
-            _native.restore_tape(
-                self.cell,
-                to_array(x),
-                _pair(self.cell, [to_array(s) for s in states]),
-                to_array(w_ih),
-                to_array(w_hh),
-                biases[0],
-                biases[1],
-                to_array(is_init),
-                to_array(tape),
-            ),
-            to_array(grad_out),
-            _pair(self.cell, [to_array(s) for s in grad_states]),
-            truncation,
-            to_array(carry_scale),
+            restored, grad, _pair(self.cell, grad_states), truncation, carry_scale
         )
         by_states = grads[1] if self.cell == "lstm" else (grads[1],)
-        by_biases = (x.new_empty(0) if g is None else to_tensor(g) for g in grads[4:])
-        by_weights = (to_tensor(g) for g in grads[2:4])
-        return (to_tensor(grads[0]), *(to_tensor(g) for g in by_states), *by_weights, *by_biases)
+        found = (grads[0], *by_states, *grads[2:])
+        return tuple([rest[n].new_empty(0) if g is None else to_tensor(g) for g in found])
 
     def fake_forward(self, x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
         steps, batch, _ = x.shape
@@ -136,9 +117,8 @@ class _Layer:
         if all(g is None for g in grads[: n + 1]):
             return (None,) * (n + 5)
         found = backward(*grads[: n + 1], *ctx.saved_tensors, ctx.truncation, ctx.biases)
-        states = (g if has else None for g, has in zip(found[1 : n + 1], ctx.states, strict=True))
-        biases = (g if has else None for g, has in zip(found[n + 3 :], ctx.biases, strict=True))
-        return (found[0], *states, *found[n + 1 : n + 3], *biases)
+        given = (True, *ctx.states, True, True, *ctx.biases)
+        return tuple([g if has else None for g, has in zip(found, given, strict=True)])
 
     def register(self) -> Any:
         """Define both operators; returns the forward one and the Function for plain calls."""

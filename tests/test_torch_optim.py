@@ -1,4 +1,4 @@
-"""The optimizers for PyTorch against torch.optim: steps, groups, clipping, states, errors."""
+"""The optimizers for PyTorch against torch.optim: steps, groups, clipping, states."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import copy
 import io
 import math
 import pickle
-from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,117 +13,25 @@ import pytest
 
 import tbptt_fast
 
-from .cases import DTYPES, assert_close, assert_identical
-
-torch = pytest.importorskip("torch")
-optim = pytest.importorskip("tbptt_fast.torch.optim")
-
-# Around the lanes and the blocks of the kernels, no element, no dimension, images.
-SHAPES: tuple[tuple[int, ...], ...] = (
-    (),
-    (7,),
-    (0, 4),
-    (33,),
-    (4097,),
-    (90, 91),
-    (8, 3, 5, 5),
+from .cases import assert_identical
+from .torch_optim_cases import (
+    CLIPS,
+    OPTIMIZERS,
+    SHAPES,
+    STEPS,
+    all_optimizers,
+    assert_same,
+    assert_same_state,
+    classes,
+    draw,
+    dtypes,
+    optim,
+    pair,
+    parameters,
+    set_grads,
+    step_both,
+    torch,
 )
-STEPS = 4
-
-# The class and its options. With weight decay a gradient may cancel to nearly nothing; a large eps
-# then keeps its rounding error from being divided by itself.
-DECAY = {"weight_decay": 0.1, "eps": 0.1}
-OPTIMIZERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "sgd": ("SGD", {}),
-    "sgd-decay": ("SGD", {"weight_decay": 0.1, "maximize": True}),
-    "sgd-momentum": ("SGD", {"momentum": 0.9, "weight_decay": 0.1}),
-    "sgd-dampening": ("SGD", {"momentum": 0.9, "dampening": 0.4}),
-    "sgd-nesterov": ("SGD", {"momentum": 0.8, "nesterov": True, "maximize": True}),
-    "rmsprop": ("RMSprop", {"maximize": True}),
-    "rmsprop-momentum": ("RMSprop", {"momentum": 0.9, "alpha": 0.9, **DECAY}),
-    "rmsprop-centered": ("RMSprop", {"centered": True, "alpha": 0.8, "eps": 0.1}),
-    "rmsprop-both": ("RMSprop", {"centered": True, "momentum": 0.5, **DECAY}),
-    "adam": ("Adam", {"maximize": True}),
-    "adam-decay": ("Adam", {"betas": (0.8, 0.95), **DECAY}),
-    "adam-amsgrad": ("Adam", {"betas": (0.8, 0.5), "amsgrad": True, "eps": 0.1}),
-    "adamw": ("AdamW", {"weight_decay": 0.1}),
-    "adamw-amsgrad": ("AdamW", {"amsgrad": True, "betas": (0.5, 0.5), **DECAY}),
-}
-CLIPS = (None, 0.5, 1e6)
-
-all_optimizers = pytest.mark.parametrize("name", OPTIMIZERS)
-dtypes = pytest.mark.parametrize("dtype", DTYPES)
-classes = pytest.mark.parametrize("kind", ["SGD", "RMSprop", "Adam", "AdamW"])
-
-
-def draw(
-    seed: int, dtype: str = "float32", shapes: Iterable[tuple[int, ...]] = SHAPES
-) -> list[Any]:
-    rng = np.random.default_rng(seed)
-    return [torch.from_numpy(np.array(rng.standard_normal(s), dtype)) for s in shapes]
-
-
-def parameters(dtype: str = "float32", shapes: Iterable[tuple[int, ...]] = SHAPES) -> list[Any]:
-    return [torch.nn.Parameter(values) for values in draw(0, dtype, shapes)]
-
-
-def set_grads(params: Sequence[Any], seed: int, missing: Sequence[int] = ()) -> None:
-    """The same values for every list of parameters of the same shapes, whatever their dtype."""
-    grads = draw(seed, "float64", [tuple(p.shape) for p in params])
-    for i, (p, grad) in enumerate(zip(params, grads, strict=True)):
-        p.grad = None if i in missing else torch.empty_like(p).copy_(grad)
-
-
-def step_both(
-    ours: tuple[Any, list[Any]],
-    theirs: tuple[Any, list[Any]],
-    seed: int,
-    missing: Sequence[int] = (),
-) -> None:
-    """One step of each; torch's clips by the max_norm of ours."""
-    for optimizer, params in (ours, theirs):
-        set_grads(params, seed, missing)
-        if optimizer is theirs[0]:
-            limit = math.inf if ours[0].max_norm is None else ours[0].max_norm
-            norm = torch.nn.utils.clip_grad_norm_([p for p in params if p.grad is not None], limit)
-        optimizer.step()
-    assert ours[0].grad_norm == pytest.approx(float(norm), rel=1e-5)
-
-
-def assert_same(
-    ours: Sequence[Any], theirs: Sequence[Any], steps: int = STEPS, eps: float | None = None
-) -> None:
-    for p, q in zip(ours, theirs, strict=True):
-        assert p.dtype == q.dtype
-        assert_close(p.detach().numpy(), q.detach().numpy(), "gradient", length=steps**2, eps=eps)
-
-
-def assert_same_state(ours: Any, theirs: Any, eps: float | None = None) -> None:
-    """State dicts of the same entries, names, types and, up to rounding, values."""
-    a, b = ours.state_dict(), theirs.state_dict()
-    assert a["param_groups"] == b["param_groups"]
-    assert a["state"].keys() == b["state"].keys()
-    for key, entries in a["state"].items():
-        assert list(entries) == list(b["state"][key])
-        for name, tensor in entries.items():
-            other = b["state"][key][name]
-            assert (tensor.dtype, tensor.shape) == (other.dtype, other.shape), name
-            assert not tensor.numel() or tensor.stride() == other.stride(), name
-            assert_close(
-                tensor.numpy(), other.numpy(), "gradient", length=STEPS**2, eps=eps, name=name
-            )
-
-
-def pair(
-    name: str, dtype: str = "float32", **options: Any
-) -> tuple[tuple[Any, list[Any]], tuple[Any, list[Any]]]:
-    """Ours and torch's over equal parameters."""
-    kind, more = OPTIMIZERS[name]
-    own, other = parameters(dtype), parameters(dtype)
-    ours = getattr(optim, kind)(own, lr=0.05, **more, **options)
-    theirs = getattr(torch.optim, kind)(other, lr=0.05, **more)
-    return (ours, own), (theirs, other)
-
 
 # --- The same as torch.optim --------------------------------------------------------------------
 
@@ -431,168 +338,3 @@ def test_the_same_bits_for_every_number_of_threads(name: str, dtype: str) -> Non
         results.append(named | {"norm": np.array(optimizer.grad_norm)})
     for result in results[1:]:
         assert_identical(result, results[0])
-
-
-# --- Refused ------------------------------------------------------------------------------------
-
-
-@all_optimizers
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-@pytest.mark.parametrize("groups", [1, 2])
-def test_gradients_that_are_not_finite(name: str, bad: float, groups: int) -> None:
-    kind, options = OPTIMIZERS[name]
-    ours, theirs = (
-        (getattr(module, kind)([{"params": p[:4]}, {"params": p[4:]}][:groups], **more), p)
-        for module, p, more in (
-            (optim, parameters(), {"lr": 0.05, **options}),
-            (torch.optim, parameters(), {"lr": 0.05, **options}),
-        )
-    )
-    if groups == 1:
-        for optimizer, p in (ours, theirs):
-            optimizer.param_groups[0]["params"] = list(p)
-    index, position = ("0", 5) if groups == 1 else ("1", 1)
-    for count in (1, 2):  # before there is a state, and after
-        set_grads(ours[1], 7)
-        ours[1][5].grad[0, 3] = bad
-        state, values = copy.deepcopy(ours[0].state_dict()), [p.clone() for p in ours[1]]
-        expected = rf"^gradient of {kind}: parameter {position} of group {index}: non-finite"
-        ours[0].non_finite = "raise"
-        with pytest.raises(FloatingPointError, match=expected):
-            ours[0].step()
-        ours[0].non_finite = "skip"
-        ours[0].step()
-        assert math.isnan(ours[0].grad_norm)
-        assert all(torch.equal(p, q) for p, q in zip(ours[1], values, strict=True))
-        after = ours[0].state_dict()["state"]
-        assert after.keys() == state["state"].keys()
-        for key, entries in after.items():
-            assert all(torch.equal(t, state["state"][key][n]) for n, t in entries.items())
-        step_both(ours, theirs, count)
-    assert_same(ours[1], theirs[1])
-
-
-REFUSED: list[tuple[str, dict[str, Any], str]] = [
-    ("RMSprop", {"capturable": True}, "RMSprop: capturable: expected False, got True"),
-    ("Adam", {"capturable": True}, "Adam: capturable: expected False, got True"),
-    ("AdamW", {"differentiable": True}, "AdamW: differentiable: expected False, got True"),
-    ("SGD", {"differentiable": True}, "SGD: differentiable: expected False, got True"),
-    ("Adam", {"eps": 0.0}, "adam_step: eps: expected a finite number > 0, got 0.0"),
-    ("RMSprop", {"alpha": 1.0}, r"rmsprop_step: alpha: expected a number in \[0, 1\), got 1.0"),
-]
-
-
-@pytest.mark.parametrize(("kind", "options", "text"), REFUSED)
-def test_options_without_a_kernel(kind: str, options: dict[str, Any], text: str) -> None:
-    """Refused wherever they come from; what was there before stays."""
-    make = getattr(optim, kind)
-    with pytest.raises(ValueError, match=f"^{text}"):
-        make(parameters(), lr=0.1, **options)
-    params = parameters()
-    optimizer = make(params[:3], lr=0.1)
-    with pytest.raises(ValueError, match=f"^{text}"):
-        optimizer.add_param_group({"params": params[3:], **options})
-    assert len(optimizer.param_groups) == 1
-    state = optimizer.state_dict()
-    state["param_groups"][0] |= {**options, "lr": 0.7}
-    with pytest.raises(ValueError, match=f"^{text}"):
-        optimizer.load_state_dict(state)
-    assert optimizer.param_groups[0]["lr"] == 0.1
-    set_grads(params, 1)
-    before = [p.clone() for p in params]
-    optimizer.param_groups[0].update(options)
-    with pytest.raises(ValueError, match=f"^{text}"):
-        optimizer.step()
-    assert all(torch.equal(p, q) for p, q in zip(params, before, strict=True))
-
-
-@classes
-def test_wrong_keywords(kind: str) -> None:
-    make = getattr(optim, kind)
-    op = f"{kind.removesuffix('W').lower()}_step"
-    for max_norm in (0.0, -1.0, math.nan, math.inf):
-        text = f"^{op}: max_norm: expected None or a finite number > 0"
-        with pytest.raises(ValueError, match=text):
-            make(parameters(), lr=0.1, max_norm=max_norm)
-    with pytest.raises(TypeError, match=f"^{op}: max_norm: expected None or .* got str"):
-        make(parameters(), lr=0.1, max_norm="1")
-    with pytest.raises(ValueError, match=f"^{kind}: non_finite: expected 'raise' or 'skip'"):
-        make(parameters(), lr=0.1, non_finite="ignore")
-
-
-@classes
-@pytest.mark.parametrize(
-    ("tensor", "error", "text"),
-    [
-        (lambda: torch.ones(3, dtype=torch.float16), TypeError, "float64, got torch.float16"),
-        (lambda: torch.ones(3, dtype=torch.bfloat16), TypeError, "float64, got torch.bfloat16"),
-        (lambda: torch.ones(3, dtype=torch.complex64), TypeError, "got torch.complex64"),
-        (lambda: torch.ones(3, device="meta"), TypeError, "on the device cpu, got meta"),
-        (lambda: torch.ones(6)[::2], ValueError, r"without gaps .* shape \[3\] with strides \[2\]"),
-        (lambda: torch.ones(1).expand(3), ValueError, r"without gaps .* strides \[0\]"),
-        (lambda: torch.eye(2).to_sparse(), TypeError, "dense tensor .* got torch.sparse_coo"),
-    ],
-)
-def test_wrong_parameters(kind: str, tensor: Any, error: type[Exception], text: str) -> None:
-    """At construction, in a new group, and when it comes later."""
-    make = getattr(optim, kind)
-    where = f"^{kind}: parameter 1 of group 0: .*"
-    good, other = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(3))
-    with pytest.raises(error, match=where + text):
-        make([good, tensor().requires_grad_()], lr=0.1)
-    optimizer = make([good], lr=0.1)
-    with pytest.raises(error, match=where.replace("1 of group 0", "0 of group 1") + text):
-        optimizer.add_param_group({"params": [tensor().requires_grad_()]})
-    assert len(optimizer.param_groups) == 1
-    optimizer.add_param_group({"params": [other]})
-    wrong = tensor().requires_grad_()
-    optimizer.param_groups[0]["params"] = [good, wrong]
-    set_grads([good, other], 1)
-    wrong.grad = torch.zeros_like(wrong)
-    with pytest.raises(error, match=where + text):
-        optimizer.step()
-    assert torch.equal(good, torch.ones(3))
-    assert not optimizer.state
-
-
-@classes
-def test_sparse_gradients(kind: str) -> None:
-    table = torch.nn.Embedding(5, 3, sparse=True)
-    table(torch.tensor([1, 2])).sum().backward()
-    optimizer = getattr(optim, kind)(table.parameters(), lr=0.1)
-    text = (
-        f"^gradient of {kind}: parameter 0 of group 0: expected a dense tensor .* torch.sparse_coo"
-    )
-    with pytest.raises(TypeError, match=text):
-        optimizer.step()
-    assert not optimizer.state
-
-
-def test_wrong_states() -> None:
-    (p,) = parameters(shapes=((3,),))
-    p.grad = torch.ones(3)
-    for wrong, error, text in (
-        (torch.ones(4), ValueError, r"expected shape \[3\], got \[4\]"),
-        (
-            torch.ones(3, dtype=torch.float64),
-            TypeError,
-            "expected torch.float32, got torch.float64",
-        ),
-        (np.ones(3), TypeError, "expected a tensor, got ndarray"),
-    ):
-        optimizer = optim.Adam([p])
-        optimizer.step()
-        optimizer.state[p]["exp_avg"] = wrong
-        with pytest.raises(error, match=f"^exp_avg of Adam: parameter 0 of group 0: {text}"):
-            optimizer.step()
-
-
-def test_names_of_parameters_are_told() -> None:
-    model = torch.nn.Linear(2, 1)
-    try:
-        optimizer = optim.SGD(model.named_parameters(), lr=0.1)
-    except TypeError:
-        pytest.skip("this PyTorch takes no named parameters")
-    model.weight.grad = torch.full((1, 2), math.nan)
-    with pytest.raises(FloatingPointError, match=r"parameter 0 of group 0 \(weight\): non-finite"):
-        optimizer.step()

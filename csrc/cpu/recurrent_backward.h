@@ -3,6 +3,9 @@
 // Windows and segments are rows of one batch. At lag j one product over all live rows carries the gates' gradients back
 // by one step, with the cell's backward fused behind it. What it leaves, dgates [T·B, …], is summed over windows; then
 // each weight gradient is one product over all rows, however many windows there were.
+//
+// The same walk measures how gradients decay: with windows of one loss, what reaches a cell is the gradient of one loss by
+// the state that left the cell. Then only the states' norms are written, and nothing behind the walk is done.
 #pragma once
 
 #include "few_rows.h"
@@ -36,12 +39,15 @@ class BackwardPass {
           input_(layout_panels<T>(cell.gates * hidden_, shape_.inputs, choose_vectors<T>(shape_.inputs))),
           blocks_{},
           few_(rows_ <= few_rows),
+          measuring_(p.lag_norms != nullptr),
+          adding_(p.overlapping && !measuring_),
           packed_recurrent_(few_ ? 0 : recurrent_.size()),
-          packed_input_(few_ ? 0 : input_.size()),
-          dgates_(rows_ * ld_),
+          packed_input_(few_ || measuring_ ? 0 : input_.size()),
+          dgates_(measuring_ ? 0 : rows_ * ld_),
           x_rows_(rows_),
           h_rows_(rows_),
           own_dgates_(p.overlapping ? 2 * rows_together * ld_ : 0),
+          states_(measuring_ ? 2 * rows_together * state_size() : 0),
           carry_(cell.has_carry ? scratches() * rows_together * hidden_ : 0),
           pointers_(threads_ * dx_rows),
           segments_(plan_.threads * p.segment_count),
@@ -59,6 +65,7 @@ class BackwardPass {
             wait_for_all(worker);
             walk(worker);
         });
+        if (measuring_) return;
         run_parallel(threads_, [this](const Worker& worker) {
             input_gradient(worker);
             gradient_.run(worker);
@@ -86,6 +93,9 @@ class BackwardPass {
         return plan;
     }
 
+    // Of a row: h and behind it c.
+    int64_t state_size() const { return (1 + cell.has_c) * hidden_; }
+
     int64_t scratches() const { return plan_.sharing == Sharing::rows ? plan_.threads : 1; }
 
     int describe_blocks() {
@@ -105,14 +115,15 @@ class BackwardPass {
         const Range recurrent = split(recurrent_.panels, worker), input = split(input_.panels, worker);
         for (int64_t p = recurrent.begin; p < recurrent.end && !few_; ++p)
             pack_rows(recurrent_, p, p_.layer.w_hh, hidden_, hidden_);
-        for (int64_t p = input.begin; p < input.end && !few_; ++p)
+        for (int64_t p = input.begin; p < input.end && !few_ && !measuring_; ++p)
             pack_rows(input_, p, p_.layer.w_ih, shape_.inputs, shape_.inputs, cell.input_rotation() * hidden_);
         const Range rows = split(rows_, worker), initial = split(shape_.batch * hidden_, worker);
         for (int64_t i = rows.begin; i < rows.end; ++i) {
             x_rows_[i] = p_.layer.x + i * shape_.inputs;
             h_rows_[i] = h_before(i);
         }
-        if (p_.overlapping) fill<T>(dgates_ + rows.begin * ld_, (rows.end - rows.begin) * ld_, 0);
+        if (measuring_) return;
+        if (adding_) fill<T>(dgates_ + rows.begin * ld_, (rows.end - rows.begin) * ld_, 0);
         fill<T>(p_.grad_h0 + initial.begin, initial.end - initial.begin, 0);
         if (cell.has_c) fill<T>(p_.grad_c0 + initial.begin, initial.end - initial.begin, 0);
     }
@@ -143,7 +154,42 @@ class BackwardPass {
             carry_back(w, step);
             // dgates of other workers' units enter this worker's next product.
             if (plan_.sharing == Sharing::units) wait_for_all(w.worker);
+            if (measuring_) measure(w, step);
         }
+    }
+
+    T* state_of(const Lanes::Lane& lane, int64_t step) const {
+        return states_ + ((step % 2) * rows_together + lane.slot) * state_size();
+    }
+
+    // Norms of what reached the rows' states in this step, each by one worker; sums over rows, each unit by one worker.
+    void measure(const Walk& w, int64_t step) {
+        const int64_t size = state_size();
+        const Range rows = split(w.lanes.count(), w.worker), units = split(size, w.worker);
+        for (int64_t i = rows.begin; i < rows.end; ++i) {
+            const Lanes::Lane& lane = w.lanes[i];
+            const int64_t lag = step - lane.begin;
+            if (lag <= lane.segment->origin)
+                p_.lag_norms[lag * rows_ + place(*lane.segment, 0)] =
+                    static_cast<T>(euclidean_norm(state_of(lane, step), size));
+        }
+        for (int64_t i = 0; i < w.lanes.count() && p_.lag_sums; ++i) {
+            const Lanes::Lane& lane = w.lanes[i];
+            const int64_t lag = step - lane.begin;
+            if (lag > lane.segment->origin) continue;
+            const T* from = state_of(lane, step);
+            double* to = p_.lag_sums + lag * size;
+            for (int64_t k = units.begin; k < units.end; ++k) to[k] += from[k];
+        }
+    }
+
+    // In double precision, where squares of float neither overflow nor vanish: gradients decay over many powers of ten.
+    static double euclidean_norm(const T* values, int64_t count) {
+        constexpr int parts = 8;  // chains of additions side by side
+        double squares[parts] = {}, sum = 0;
+        for (int64_t i = 0; i < count; ++i) squares[i % parts] += static_cast<double>(values[i]) * values[i];
+        for (double part : squares) sum += part;
+        return __builtin_sqrt(sum);
     }
 
     // One tile of the carried product, [height][width].
@@ -185,6 +231,7 @@ class BackwardPass {
         int64_t unit, count;  // in a row of H
         T factor;             // of the carry
         T *carry, *gates;     // the row's own
+        T* state;             // its gradient, where it is measured
         const T* product;
     };
 
@@ -203,6 +250,7 @@ class BackwardPass {
                 lag > 0 && p_.carry_scale ? p_.carry_scale[at + shape_.batch] : T(1),
                 w.carry + lane.slot * hidden_ + unit,
                 step >= 0 ? gradients_of(lane, tile.step) + unit : nullptr,
+                measuring_ ? state_of(lane, tile.step) + unit : nullptr,
                 lag > 0 ? tile.product + row * recurrent_.width() + vector * L : nothing<T>};
     }
 
@@ -216,7 +264,7 @@ class BackwardPass {
                 at[found] = find(w, tile, row, v);
                 if (at[found].count <= 0) continue;
                 if (at[found].step < 0) {
-                    into_initial_state(at[found]);
+                    if (!measuring_) into_initial_state(at[found]);
                     continue;
                 }
                 if (++found < N) continue;
@@ -270,6 +318,10 @@ class BackwardPass {
         if (cell.has_carry)
             carry = each<T, N>([&](int n) { return at[n].lag > 0 ? read(at[n].carry, n) * at[n].factor : Vec<T>{}; });
         add_losses<Full>(at, dh, carry);
+        if (measuring_) {
+            const V of_h = dh, beside = carry;  // whose addresses may be taken
+            keep_states(at, of_h, beside);
+        }
         V saved[cell.saved + 1], gates[cell.gate_gradients], carry_out{}, h{}, c{}, h_old{}, c_old{};
 #pragma GCC unroll 5
         for (int s = 0; s < kept; ++s)
@@ -287,10 +339,19 @@ class BackwardPass {
             if (cell.has_carry) write(at[n].carry, carry_out.part[n]);
 #pragma GCC unroll 4
             for (int g = 0; g < cell.gate_gradients; ++g) write(at[n].gates + g * hidden_, gates[g].part[n]);
-            if (!p_.overlapping || n >= different) continue;
+            if (!adding_ || n >= different) continue;
             T* sum = dgates_ + at[n].place * ld_ + at[n].unit;
             for (int g = 0; g < cell.gate_gradients; ++g)
                 write(sum + g * hidden_, read(sum + g * hidden_, n) + gates[g].part[n]);
+        }
+    }
+
+    // The gradient of the state that left this step, for `measure`. Called, not inlined: it is rare, and its callers many.
+    __attribute__((noinline)) void keep_states(const Place (&at)[N], const V& dh, const V& carry) const {
+        for (int n = 0; n < N; ++n) {
+            const Vec<T> of_h = cell.has_carry && !cell.has_c ? dh.part[n] + carry.part[n] : dh.part[n];
+            store_partial(at[n].state, of_h, at[n].count);
+            if (cell.has_c) store_partial(at[n].state + hidden_, carry.part[n], at[n].count);
         }
     }
 
@@ -339,10 +400,12 @@ class BackwardPass {
     const Plan plan_;
     Packed<T> recurrent_, input_;
     GradientBlock blocks_[3];
-    const bool few_;  // rows: the weights are not packed
+    const bool few_;        // rows: the weights are not packed
+    const bool measuring_;  // states' gradients, and nothing else
+    const bool adding_;     // the gates' gradients of several windows
     Buffer<T> packed_recurrent_, packed_input_, dgates_;
     Buffer<const T*> x_rows_, h_rows_;
-    Buffer<T> own_dgates_, carry_;
+    Buffer<T> own_dgates_, states_, carry_;
     Buffer<const T*> pointers_;
     Buffer<Segment> segments_;
     GradientOperand<T> operands_[2];

@@ -15,6 +15,43 @@
 namespace tbptt {
 namespace TBPTT_ISA {
 
+// In double precision, where squares of float neither overflow nor vanish: gradients decay over many powers of ten.
+template <class T>
+TBPTT_INLINE double euclidean_norm(const T* values, int64_t count) {
+    constexpr int parts = 8;  // chains of additions side by side
+    double squares[parts] = {}, sum = 0;
+    int64_t i = 0;
+    for (; i + parts <= count; i += parts)
+        for (int part = 0; part < parts; ++part) {
+            const double value = values[i + part];
+            squares[part] += value * value;
+        }
+    for (; i < count; ++i) sum += static_cast<double>(values[i]) * values[i];
+    for (double part : squares) sum += part;
+    return __builtin_sqrt(sum);
+}
+
+// Norms of what reached the states of all lanes in this step, each by one worker; and their sums over lanes, each unit by
+// one worker. states [rows together][size]. Called, not inlined, so that all cells share it.
+template <class T>
+__attribute__((noinline)) void measure_states(const Lanes& lanes, int64_t step, const T* states, int64_t size,
+                                              const RecurrentBackward<T>& p, const Worker& worker) {
+    const int64_t batch = p.layer.shape.batch, rows = p.layer.shape.steps * batch;
+    const Range mine = split(lanes.count(), worker), units = split(size, worker);
+    for (int64_t i = 0; i < lanes.count(); ++i) {
+        const Segment& segment = *lanes[i].segment;
+        const int64_t lag = step - lanes[i].begin;
+        if (lag > segment.origin) continue;  // the state before step 0
+        const T* state = states + lanes[i].slot * size;
+        if (i >= mine.begin && i < mine.end)
+            p.lag_norms[lag * rows + segment.origin * batch + segment.batch] =
+                static_cast<T>(euclidean_norm(state, size));
+        if (!p.lag_sums) continue;
+        double* sums = p.lag_sums + lag * size;
+        for (int64_t k = units.begin; k < units.end; ++k) sums[k] += state[k];
+    }
+}
+
 template <class T, template <class> class CellOf>
 class BackwardPass {
     static constexpr int N = units_together;
@@ -154,42 +191,14 @@ class BackwardPass {
             carry_back(w, step);
             // dgates of other workers' units enter this worker's next product.
             if (plan_.sharing == Sharing::units) wait_for_all(w.worker);
-            if (measuring_) measure(w, step);
+            if (measuring_)
+                measure_states<T>(w.lanes, step, states_ + step % 2 * rows_together * state_size(), state_size(), p_,
+                                  worker);
         }
     }
 
     T* state_of(const Lanes::Lane& lane, int64_t step) const {
         return states_ + ((step % 2) * rows_together + lane.slot) * state_size();
-    }
-
-    // Norms of what reached the rows' states in this step, each by one worker; sums over rows, each unit by one worker.
-    void measure(const Walk& w, int64_t step) {
-        const int64_t size = state_size();
-        const Range rows = split(w.lanes.count(), w.worker), units = split(size, w.worker);
-        for (int64_t i = rows.begin; i < rows.end; ++i) {
-            const Lanes::Lane& lane = w.lanes[i];
-            const int64_t lag = step - lane.begin;
-            if (lag <= lane.segment->origin)
-                p_.lag_norms[lag * rows_ + place(*lane.segment, 0)] =
-                    static_cast<T>(euclidean_norm(state_of(lane, step), size));
-        }
-        for (int64_t i = 0; i < w.lanes.count() && p_.lag_sums; ++i) {
-            const Lanes::Lane& lane = w.lanes[i];
-            const int64_t lag = step - lane.begin;
-            if (lag > lane.segment->origin) continue;
-            const T* from = state_of(lane, step);
-            double* to = p_.lag_sums + lag * size;
-            for (int64_t k = units.begin; k < units.end; ++k) to[k] += from[k];
-        }
-    }
-
-    // In double precision, where squares of float neither overflow nor vanish: gradients decay over many powers of ten.
-    static double euclidean_norm(const T* values, int64_t count) {
-        constexpr int parts = 8;  // chains of additions side by side
-        double squares[parts] = {}, sum = 0;
-        for (int64_t i = 0; i < count; ++i) squares[i % parts] += static_cast<double>(values[i]) * values[i];
-        for (double part : squares) sum += part;
-        return __builtin_sqrt(sum);
     }
 
     // One tile of the carried product, [height][width].

@@ -57,10 +57,6 @@ class Adapter:
         }
         adaptive_k(np.ones(max_lag + 1), **self._options)  # which checks them
         self._left = 0  # steps until the block ends
-        self.forget()
-
-    def forget(self) -> None:
-        """The windows to come are no neighbours of those before."""
         self._recent: list[_Window] = []
         self._steps = 0
 
@@ -79,7 +75,12 @@ class Adapter:
         history_init: Flags | None,
     ) -> None:
         """Remember a window, in own copies, and with the state and history that entered it."""
+        if self._recent and self._recent[-1].x.shape[1:] != x.shape[1:]:
+            self._recent, self._steps = [], 0  # rows of another stream
         flags = None if is_init is None else is_init.copy()
+        if state is None and history is None:  # a stream begins, maybe behind another one
+            flags = np.zeros(x.shape[:2], np.bool_) if flags is None else flags
+            flags[0] = True
         self._recent.append(_Window(x.copy(), y.copy(), flags, state, history, history_init))
         self._steps += len(x)
         self._left -= len(x)

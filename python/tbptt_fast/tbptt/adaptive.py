@@ -79,7 +79,7 @@ def adaptive_k(
     k_max: int | None = None,
     fit: Fit = "least_squares",
     lags: Literal["tail", "all"] = "tail",
-    quantile: float = 0.9,
+    quantile: float = 0.95,
     gradient: ArrayLike | None = None,
 ) -> AdaptiveK:
     """The smallest K whose bound on the relative bias of the truncated gradient is below delta.

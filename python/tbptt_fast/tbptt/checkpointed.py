@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from .. import ops
+from .._state import copy_into
 from .._types import Array
 from ..nn import Gradients, Module, Tape
 
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
     from .trainer import Flags, Loss
 
 
-class FullGradient(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class FullGradient:
     """What a run over a whole sequence gives.
 
     Attributes:
@@ -46,9 +48,9 @@ def checkpointed(segment: int | None = None, *, recompute: bool = True) -> Check
     `recompute=False` keeps all tapes: the stored version, which has the same bits in every result.
     Both add the gradients of parameters segment by segment, the last one first. Compared with one
     backward pass over the whole sequence, gradients by parameters may thus differ by rounding, and
-    so may the loss, which is summed in the same order; final state, `grads.x` and `grads.state`
-    have the bits of that as well. (Batch normalization in training mode takes its mean over what
-    it sees at once: there a segment.)
+    so may the loss, which is summed in the same order; the final state, `grads.x` and `grads.state`
+    have the bits of that as well. (Unless dropout draws for a segment at a time, or batch
+    normalization in training mode takes its mean over one.)
 
     Returns:
         Checkpointed, to be called with the model and the sequence.
@@ -130,7 +132,7 @@ class Checkpointed:
 
         summed = items = 0.0
         total: dict[str, Array] | None = None
-        grads_x: list[Array | None] = []
+        grads_x: list[Any] = []
         try:
             for i in reversed(range(len(parts))):
                 if i in kept:
@@ -151,10 +153,9 @@ class Checkpointed:
                         total[name] += gradient
         finally:  # as after one forward pass
             model.set_rng_state(after)
-            for name, value in _live_buffers(model).items():
-                value[...] = buffers[name]
+            copy_into(_live_buffers(model), buffers)
         assert total is not None
-        whole = np.concatenate(grads_x[::-1]) if grads_x[0] is not None else None  # type: ignore[arg-type]
+        whole = np.concatenate(grads_x[::-1]) if grads_x[0] is not None else None
         return FullGradient(summed, items, state, Gradients(whole, grad_state, total), nbytes)
 
 

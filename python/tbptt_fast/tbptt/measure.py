@@ -92,6 +92,11 @@ def measure_lags(
         return _one_by_one(body, head, loss, x, y, max_lag, entering, is_init, chosen)
 
 
+def check_model(model: Module) -> None:
+    """Raise a TypeError for a model that `measure_lags` cannot take."""
+    _split(model)
+
+
 def _split(model: Module) -> tuple[Sequential, Sequential]:
     """The network up to its last recurrent layer, and what is behind it."""
     children = list(model) if isinstance(model, nn.Sequential) else [model]
@@ -170,10 +175,11 @@ def _one_by_one(
     for i, s in enumerate(chosen):
         # Only the last layer's h has a path to the loss within the loss's own step.
         phi[0, i] = _row_norms([grad_y[s]])
-        grad, grad_state = grad_y[s : s + 1], None
+        grad: Array | None = grad_y[s : s + 1]
+        grad_state = None
         for lag in range(1, max_lag + 1):
             found = body.backward(tapes[s - lag + 1], grad, grad_state=grad_state, needs_x=False)
-            grad, grad_state = None, found.state  # type: ignore[assignment]
+            grad, grad_state = None, found.state
             parts = [part for array in _leaves(grad_state) for part in array]
             phi[lag, i] = _row_norms(parts)
             mean[lag] = mean[lag] + np.concatenate([p.sum(0, np.float64) for p in parts])
@@ -204,7 +210,7 @@ def _leaves(state: Any) -> Iterator[Array]:
 
 def _row_norms(parts: list[Array]) -> Array:
     """Of arrays [B, H] side by side, in double precision: their squares may be tiny."""
-    squares: Array = sum((part.astype(np.float64) ** 2).sum(axis=-1) for part in parts)  # type: ignore[assignment]
+    squares: Array = sum((part.astype(np.float64) ** 2).sum(axis=-1) for part in parts)
     return np.sqrt(squares)
 
 

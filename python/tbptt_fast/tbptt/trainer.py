@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from .adapter import Adapter
 from .adaptive import AdaptiveK
+from .measure import check_model
 
 if TYPE_CHECKING:
     from tbptt_fast.nn import Module
@@ -59,8 +60,8 @@ class TBPTT:
     Instead of k1 and k2, `k` lets every loss reach at least k steps: k1 = k, k2 = 2k - 1. With
     k="adaptive" the trainer measures between blocks how the gradients decay and takes the smallest
     k whose bound on the relative bias is below `delta` (`measure_lags`, `adaptive_k`), beginning
-    with k_max. `run` then wants pieces longer than k_max, which it cuts as k changes; `k1` says
-    how long a window may be for `step`.
+    with k_max. `run` then wants pieces longer than k_max, which it cuts as k changes; for `step`,
+    `k1` says after each update how long the next window may be.
 
     Args:
         model: a module with a state; for k="adaptive" one that `measure_lags` takes.
@@ -79,7 +80,8 @@ class TBPTT:
     Attributes:
         choice: the latest AdaptiveK, or None.
 
-    Raises ValueError for k2 < k1, which would drop losses, and for windows given twice or not.
+    Raises ValueError for k2 < k1, which would drop losses, and for windows given twice or not;
+    TypeError for a model that cannot be measured.
 
     >>> import numpy as np
     >>> from tbptt_fast import nn, optim
@@ -118,6 +120,7 @@ class TBPTT:
         self._adapter: Adapter | None = None
         if k == "adaptive":
             k_max = max_lag if k_max is None else k_max
+            check_model(model)
             self._adapter = Adapter(delta, max_lag, tau, k_min, k_max, block)
         if k is not None:
             if k1 is not None or k2 is not None:
@@ -142,8 +145,6 @@ class TBPTT:
         self._state: Any = None  # enters the history, or the next window where there is none
         self._history: Array | None = None
         self._history_init: Flags | None = None
-        if self._adapter is not None:
-            self._adapter.forget()
 
     def step(self, x: Array, y: Array, is_init: Flags | None = None) -> StepReport:
         """One update on the next window of the stream.
@@ -153,8 +154,6 @@ class TBPTT:
         is not finite (`applied` is False), the stream goes on from a zero state, since the old
         one may hold what spoiled the gradient.
         """
-        if self._adapter is not None and self._adapter.due:
-            self._adapt(self._adapter)
         steps, batch = x.shape[:2]
         if not 1 <= steps <= self.k1:
             raise ValueError(f"TBPTT: expected a window of 1 to {self.k1} steps, got {steps}")
@@ -203,6 +202,8 @@ class TBPTT:
             self._keep(inputs[cut:], None if flags is None else flags[cut:])
         else:
             self.reset()
+        if self._adapter is not None and self._adapter.due:
+            self._adapt(self._adapter)
         return StepReport(summed / count if count else 0.0, count, result.norm, result.applied)
 
     def run(self, windows: Iterable[tuple[Any, ...]]) -> float:
@@ -215,8 +216,6 @@ class TBPTT:
             is_init: Flags | None = rest[0] if rest else None
             begin = 0
             while begin < len(x):
-                if self._adapter is not None and self._adapter.due:
-                    self._adapt(self._adapter)  # now: the next window is cut by it
                 part = slice(begin, begin + self.k1)
                 begin = part.stop
                 if part.stop > len(x) and not self.keep_last:
@@ -261,7 +260,7 @@ class TBPTT:
             raise ValueError(
                 f"TBPTT: expected the other kind of windows, got a state of {got} ones"
             )
-        if self._adapter is not None:
+        if self._adapter is not None and adapter is not None:
             self._adapter.load_state_dict(adapter)
             self.k1, self.k2 = int(state["k1"]), int(state["k2"])
         elif (state["k1"], state["k2"]) != (self.k1, self.k2):

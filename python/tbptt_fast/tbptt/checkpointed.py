@@ -46,11 +46,10 @@ def checkpointed(segment: int | None = None, *, recompute: bool = True) -> Check
     again as they were, and running values of batch normalization are updated once.
 
     `recompute=False` keeps all tapes: the stored version, which has the same bits in every result.
-    Both add the gradients of parameters segment by segment, the last one first. Compared with one
-    backward pass over the whole sequence, gradients by parameters may thus differ by rounding, and
-    so may the loss, which is summed in the same order; the final state, `grads.x` and `grads.state`
-    have the bits of that as well. (Unless dropout draws for a segment at a time, or batch
-    normalization in training mode takes its mean over one.)
+    Both add up loss and gradients of parameters segment by segment, the last one first. One pass
+    over the whole sequence has the same outputs and final state to the bit, but adds in another
+    order: its loss and gradients differ by rounding. (Dropout draws its masks for a segment at a
+    time, and batch normalization in training mode takes its means over one.)
 
     Returns:
         Checkpointed, to be called with the model and the sequence.

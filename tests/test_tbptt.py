@@ -351,7 +351,12 @@ def test_an_adaptive_k_is_the_one_of_its_definition(resets: float) -> None:
     lengths: list[int] = []
     trainer = adaptive(model, on_choice=choices.append, keep_last=False)
     step = trainer.step
-    trainer.step = lambda x, *rest: (lengths.append(len(x)), step(x, *rest))[1]  # type: ignore[method-assign]
+
+    def noted(x: Any, *rest: Any) -> Any:
+        lengths.append(len(x))
+        return step(x, *rest)
+
+    trainer.step = noted  # type: ignore[method-assign]
     trainer.run([(x, y, is_init)])
     assert lengths[:2] == [12, 12]  # k_max until 2·max_lag steps were seen
     assert len(choices) >= 2

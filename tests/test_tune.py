@@ -30,11 +30,11 @@ def rows_of(output: str) -> dict[int, list[str]]:
 
 def test_text_from_end_to_end(text: str, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    options = ["--delta", "0.5", "--plot", "decay.png"]
-    done = run("tune", "--text", text, *NETWORK, *FEW, *options, cwd=tmp_path)
+    options = ["--minutes", "0", "--max-lag", "16", "--delta", "0.5", "--plot", "decay.png"]
+    done = run("tune", "--text", text, *NETWORK, *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "4,000 characters" in done.stdout
-    assert re.search(r"after \d+ updates \(.* epochs\) with k1 = 8, k2 = 8", done.stdout)
+    assert "after 0 updates (0.00 epochs) with k1 = 8, k2 = 8" in done.stdout
     assert "gradients of 64 losses, lags 0 to 16" in done.stdout  # 16 steps of 4 rows
     table = rows_of(done.stdout)
     assert {1, 2, 4, 8, 16} <= table.keys()
@@ -58,6 +58,7 @@ def test_series(cell: str, series: str, tmp_path: Path) -> None:
     done = run(*source, *network, *FEW, "--plot", "none", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "600 values" in done.stdout
+    assert re.search(r"after [1-9]\d* updates \(.* epochs\) with k1 = 32, k2 = 32", done.stdout)
     assert re.search(r"^K = \d+", done.stdout, flags=re.MULTILINE)
     assert [path.name for path in tmp_path.iterdir()] == ["series.csv"]
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tbptt_fast.cli.training import Point
 from tbptt_fast.tbptt import AdaptiveK
@@ -51,9 +52,9 @@ def plot_decay(path: str, choice: AdaptiveK, k_max: int, title: str) -> None:
     decay, bias = figure.subplots(1, 2)
     figure.suptitle(title)
     lags = np.arange(len(choice.phi))
-    shown = np.where(choice.phi > 0, choice.phi, np.nan)
+    shown, fitted = _positive(choice.phi), _positive(choice.fitted)
+    _spread(decay, shown, fitted)
     decay.semilogy(lags, shown, color=_BLUE, marker=".", label="measured")
-    fitted = np.where(choice.fitted > 0, choice.fitted, np.nan)
     label = f"fitted: factor {choice.beta:.4g} per step"
     decay.semilogy(lags, fitted, color=_RED, linestyle="--", label=label)
     decay.axvline(choice.tau, color=_GREY, linewidth=0.8, label=f"tau = {choice.tau}")
@@ -61,8 +62,8 @@ def plot_decay(path: str, choice: AdaptiveK, k_max: int, title: str) -> None:
     _finish(decay)
 
     ks = np.arange(1, k_max + 1)
-    bound = choice.relative[1 : k_max + 1]
-    bound = np.where(np.isfinite(bound) & (bound > 0), bound, np.nan)
+    bound = _positive(choice.relative[1 : k_max + 1])
+    _spread(bias, bound, np.array([choice.delta]))
     bias.semilogy(ks, bound, color=_BLUE, label="bound on the relative bias")
     bias.axhline(choice.delta, color=_GREY, linewidth=0.8, label=f"delta = {choice.delta:g}")
     reached = "" if choice.met else " (bound not met)"
@@ -70,6 +71,19 @@ def plot_decay(path: str, choice: AdaptiveK, k_max: int, title: str) -> None:
     bias.set(xlabel="K, steps", ylabel="relative bias", title="truncation after K steps")
     _finish(bias)
     figure.savefig(path, dpi=150)
+
+
+def _positive(values: NDArray[Any]) -> NDArray[Any]:
+    """What a logarithmic axis can show; NaN for the rest."""
+    return np.where(np.isfinite(values) & (values > 0), values, np.nan)
+
+
+def _spread(axes: Any, *values: NDArray[Any]) -> None:
+    """Limits of a logarithmic axis, also where all values are equal or none is known."""
+    known = np.concatenate(values)
+    known = known[np.isfinite(known)]
+    if known.size:
+        axes.set_ylim(known.min() / 1.5, known.max() * 1.5)
 
 
 def _finish(axes: Any) -> None:

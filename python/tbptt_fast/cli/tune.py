@@ -163,7 +163,8 @@ def _cost(session: Session, k: int, x: Array, y: Array) -> Cost:
     # Its updates take their time, but change nothing: the same few windows come again and again.
     optimizer = make_optimizer(model.parameters(), replace(session.settings, lr=1e-30))
     trainer = TBPTT(model, session.task.loss, optimizer, k=k)
-    times, begin = [], 0
+    times: list[float] = []
+    begin = 0
     end = time.perf_counter() + _SECONDS_PER_K
     while len(times) < 5 or time.perf_counter() < end:
         begin = 0 if begin + k > len(x) else begin

@@ -55,8 +55,9 @@ def measure_lags(
     """Norms of ∂L_s/∂(state that left step s - k) for k = 0 … max_lag, at some steps s of all rows.
 
     With one recurrent layer all losses walk back at once (`lag_norms`). With several, whose states
-    count together, each measured step walks back by itself, exactly: through every path between
-    the layers. The network is used as after `eval`, and is not changed.
+    count together, the pieces that end at the measured steps are run side by side, a step at a
+    time, and the gradient takes every path between the layers. The network is used as after `eval`,
+    and is not changed.
 
     Args:
         model: recurrent layers or a Sequential of them with layers in between that see one step at
@@ -89,7 +90,7 @@ def measure_lags(
     with _as_after_eval(model):
         if _is_one_layer(body):
             return _all_at_once(body, head, loss, x, y, max_lag, entering, is_init, chosen)
-        return _one_by_one(body, head, loss, x, y, max_lag, entering, is_init, chosen)
+        return _step_by_step(body, head, loss, x, y, max_lag, entering, is_init, chosen)
 
 
 def check_model(model: Module) -> None:
@@ -149,7 +150,7 @@ def _all_at_once(
     return LagStatistics(phi[:, chosen].reshape(max_lag + 1, -1), _norms_of_sums(mean))
 
 
-def _one_by_one(
+def _step_by_step(
     body: Sequential,
     head: Sequential,
     loss: Loss,
@@ -160,35 +161,57 @@ def _one_by_one(
     is_init: Flags | None,
     chosen: Array,
 ) -> LagStatistics:
-    steps, batch = x.shape[:2]
-    state: Any = entering
-    outputs, tapes = [], []
-    for t in range(steps):
-        flags = None if is_init is None else is_init[t : t + 1]
-        out, state, tape = body.forward(x[t : t + 1], state, is_init=flags)
-        outputs.append(out)
-        tapes.append(tape)
-    grad_y = _gradient_of_hidden(head, loss, np.concatenate(outputs), y)
+    """The piece that ends at each chosen step is a row of one batch, run a step at a time."""
+    state, states, at = entering, [], 0
+    for begin in chosen - max_lag:
+        if begin > at:
+            flags = None if is_init is None else is_init[at:begin]
+            _, state = body(x[at:begin], state, is_init=flags)
+        states.append(state)
+        at = begin
+    steps = chosen - max_lag + np.arange(max_lag + 1)[:, None]  # [W + 1, pieces]
 
-    phi = np.empty((max_lag + 1, len(chosen), batch))
-    mean: Any = [0.0] * (max_lag + 1)
-    for i, s in enumerate(chosen):
-        # Only the last layer's h has a path to the loss within the loss's own step.
-        phi[0, i] = _row_norms([grad_y[s]])
-        grad: Array | None = grad_y[s : s + 1]
-        grad_state = None
-        for lag in range(1, max_lag + 1):
-            found = body.backward(tapes[s - lag + 1], grad, grad_state=grad_state, needs_x=False)
-            grad, grad_state = None, found.state
-            parts = [part for array in _leaves(grad_state) for part in array]
-            phi[lag, i] = _row_norms(parts)
-            mean[lag] = mean[lag] + np.concatenate([p.sum(0, np.float64) for p in parts])
-    # Beside that h, which is the last part but for an LSTM's c, lag 0 has zeros.
-    mean[0] = np.zeros_like(mean[1])
-    mean[0][_place_of_output(body, len(mean[1]))] = grad_y[chosen].sum((0, 1), np.float64)
-    return LagStatistics(
-        phi.reshape(max_lag + 1, -1), _norms_of_sums(np.stack(mean) / (len(chosen) * batch))
-    )
+    def rows(a: Array) -> Array:
+        picked = a[steps]
+        joined: Array = picked.reshape(max_lag + 1, -1, *picked.shape[3:])
+        return joined
+
+    inputs, flags = rows(x), None if is_init is None else rows(is_init)
+    state, tapes = _side_by_side(states), []
+    for t in range(max_lag + 1):
+        now = slice(t, t + 1)
+        out, state, tape = body.forward(
+            inputs[now], state, is_init=None if flags is None else flags[now]
+        )
+        tapes.append(tape)
+    grad: Array | None = _gradient_of_hidden(head, loss, out, rows(y)[-1:])
+    assert grad is not None
+
+    # Within the loss's own step only the last layer's h has a path to it.
+    norms, means = [_row_norms([grad[0]])], []
+    own = grad[0].mean(axis=0, dtype=np.float64)
+    grad_state = None
+    for tape in tapes[:0:-1]:
+        found = body.backward(tape, grad, grad_state=grad_state, needs_x=False)
+        grad, grad_state = None, found.state
+        parts = [part for array in _leaves(grad_state) for part in array]
+        norms.append(_row_norms(parts))
+        means.append(np.concatenate([part.mean(axis=0, dtype=np.float64) for part in parts]))
+    first = np.zeros_like(means[0])
+    first[_place_of_output(body, len(first))] = own
+    return LagStatistics(np.stack(norms), _norms_of_sums(np.stack([first, *means])))
+
+
+def _side_by_side(states: list[Any]) -> Any:
+    """States [L, B, H] of several batches as those of one; None is zeros."""
+    like = next((state for state in states if state is not None), None)
+    if isinstance(like, tuple | list):
+        filled = [(None,) * len(like) if state is None else state for state in states]
+        return tuple(_side_by_side(list(entries)) for entries in zip(*filled, strict=True))
+    if like is None:
+        return None
+    zeros = np.zeros_like(like)
+    return np.concatenate([zeros if state is None else state for state in states], axis=1)
 
 
 def _place_of_output(body: Sequential, size: int) -> slice:

@@ -223,13 +223,14 @@ def tape_of_lstm() -> Any:
         ({"grad_out": None}, TypeError, "grad_out: expected .*got NoneType"),
         ({"max_lag": -1}, ValueError, "max_lag: expected an integer >= 0, got -1"),
         ({"max_lag": 1.5}, TypeError, "max_lag: expected an integer, got float"),
-        ({"max_lag": 2**63 - 1}, MemoryError, ""),
+        ({"max_lag": 2**63 - 1}, MemoryError, None),
         ({"sums": 1}, TypeError, "sums: expected .*got int"),
     ],
     ids=str,
 )
-def test_wrong_arguments(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
+def test_wrong_arguments(
+    arguments: dict[str, Any], error: type[Exception], message: str | None
+) -> None:
     given = {"tape": tape_of_lstm(), "grad_out": OUT, "max_lag": 2, "sums": False} | arguments
-    message = f"^lag_norms: {message}" if message else ""
-    with pytest.raises(error, match=message):
+    with pytest.raises(error, match=message and f"^lag_norms: {message}"):
         tbptt_fast.lag_norms(**given)

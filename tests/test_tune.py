@@ -58,7 +58,7 @@ def test_series(cell: str, series: str, tmp_path: Path) -> None:
     done = run(*source, *network, *FEW, "--plot", "none", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "600 values" in done.stdout
-    assert re.search(r"after [1-9]\d* updates \(.* epochs\) with k1 = 32, k2 = 32", done.stdout)
+    assert re.search(r"after [1-9][\d,]* updates \(.* epochs\) with k1 = 32, k2 = 32", done.stdout)
     assert re.search(r"^K = \d+", done.stdout, flags=re.MULTILINE)
     assert [path.name for path in tmp_path.iterdir()] == ["series.csv"]
 

@@ -197,10 +197,6 @@ class BackwardPass {
         }
     }
 
-    T* state_of(const Lanes::Lane& lane, int64_t step) const {
-        return states_ + ((step % 2) * rows_together + lane.slot) * state_size();
-    }
-
     // One tile of the carried product, [height][width].
     struct Tile {
         int64_t panel, first_row, height, step;
@@ -240,7 +236,6 @@ class BackwardPass {
         int64_t unit, count;  // in a row of H
         T factor;             // of the carry
         T *carry, *gates;     // the row's own
-        T* state;             // its gradient, where it is measured
         const T* product;
     };
 
@@ -259,7 +254,6 @@ class BackwardPass {
                 lag > 0 && p_.carry_scale ? p_.carry_scale[at + shape_.batch] : T(1),
                 w.carry + lane.slot * hidden_ + unit,
                 step >= 0 ? gradients_of(lane, tile.step) + unit : nullptr,
-                measuring_ ? state_of(lane, tile.step) + unit : nullptr,
                 lag > 0 ? tile.product + row * recurrent_.width() + vector * L : nothing<T>};
     }
 
@@ -276,6 +270,7 @@ class BackwardPass {
                     if (!measuring_) into_initial_state(at[found]);
                     continue;
                 }
+                if (measuring_) keep_state(at[found], w.lanes[tile.first_row + row].slot, tile.step);
                 if (++found < N) continue;
                 full ? into_gates<true>(at) : into_gates<false>(at);
                 found = 0;
@@ -284,6 +279,17 @@ class BackwardPass {
         // The last vector again: the same values are written twice, or added once.
         for (int n = found; n < N; ++n) at[n] = at[found - 1];
         full ? into_gates<true>(at, found) : into_gates<false>(at, found);
+    }
+
+    // The gradient of the state that left this step, for `measure_states`. Apart from `into_gates`, and called, not inlined:
+    // what is rare shall not weigh on the rest.
+    __attribute__((noinline)) void keep_state(const Place& at, int64_t slot, int64_t step) const {
+        T* to = states_ + (step % 2 * rows_together + slot) * state_size() + at.unit;
+        Vec<T> of_h = load(at.product), beside{};
+        if (at.lag == 0) of_h += load_partial(p_.grad_out + at.place * hidden_ + at.unit, at.count);
+        if (cell.has_carry && at.lag > 0) beside = load_partial(static_cast<const T*>(at.carry), at.count);
+        store_partial(to, cell.has_c ? of_h : of_h + beside, at.count);
+        if (cell.has_c) store_partial(to + hidden_, beside, at.count);
     }
 
     void into_initial_state(const Place& at) {
@@ -327,10 +333,6 @@ class BackwardPass {
         if (cell.has_carry)
             carry = each<T, N>([&](int n) { return at[n].lag > 0 ? read(at[n].carry, n) * at[n].factor : Vec<T>{}; });
         add_losses<Full>(at, dh, carry);
-        if (measuring_) {
-            const V of_h = dh, beside = carry;  // whose addresses may be taken
-            keep_states(at, of_h, beside);
-        }
         V saved[cell.saved + 1], gates[cell.gate_gradients], carry_out{}, h{}, c{}, h_old{}, c_old{};
 #pragma GCC unroll 5
         for (int s = 0; s < kept; ++s)
@@ -352,15 +354,6 @@ class BackwardPass {
             T* sum = dgates_ + at[n].place * ld_ + at[n].unit;
             for (int g = 0; g < cell.gate_gradients; ++g)
                 write(sum + g * hidden_, read(sum + g * hidden_, n) + gates[g].part[n]);
-        }
-    }
-
-    // The gradient of the state that left this step, for `measure`. Called, not inlined: it is rare, and its callers many.
-    __attribute__((noinline)) void keep_states(const Place (&at)[N], const V& dh, const V& carry) const {
-        for (int n = 0; n < N; ++n) {
-            const Vec<T> of_h = cell.has_carry && !cell.has_c ? dh.part[n] + carry.part[n] : dh.part[n];
-            store_partial(at[n].state, of_h, at[n].count);
-            if (cell.has_c) store_partial(at[n].state + hidden_, carry.part[n], at[n].count);
         }
     }
 

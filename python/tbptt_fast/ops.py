@@ -349,7 +349,7 @@ def lag_norms(
     Args:
         tape: of `lstm_forward`, `gru_forward` or `rnn_forward`.
         grad_out: gradient of L_s by the output of step s, for all s [T, B, H]. Losses whose
-            gradient is zero cost nothing, which is how to measure only some of them.
+            gradient is zero have zeros and cost nothing, which is how to measure only some of them.
         max_lag: the largest lag, 0 or more.
         sums: also return Σ ∂L_s/∂h_(s-k) over all s and b, float64 [max_lag + 1, S, H], with
             S = 2 (h and c) for an LSTM and 1 for the others.

@@ -91,7 +91,8 @@ def adaptive_k(
 
     Args:
         phi: norms by lag: of `lag_norms` [W + 1, T, B], where each lag is averaged over the losses
-            that have as many steps before them; [W + 1, N] of N losses; or their means [W + 1].
+            that have as many steps before them; [W + 1, N] of N losses with at least W steps before
+            them; or their means [W + 1].
         delta: the relative bias to stay below.
         tau: where the geometric decay begins; None for 0.8·W.
         k_min, k_max: limits of K; None for W. Beyond W the bound extrapolates.

@@ -39,7 +39,8 @@ def artbp(
     alpha of 2 or less, or both or neither of `cut` and `mean_length`.
 
     Source: Tallec & Ollivier (2017), "Unbiasing truncated backpropagation through time",
-    arXiv:1705.08209, with the c_t of its experiments.
+    arXiv:1705.08209. It allows any c_t that depends on earlier cuts only; the one of `mean_length`
+    has that mean exactly.
 
     >>> artbp(4, 2, cut=0.5, rng=0).tolist()
     [[2.0, 0.0], [0.0, 0.0], [2.0, 2.0], [2.0, 2.0]]

@@ -171,6 +171,7 @@ def test_training_with_an_adaptive_k_learns() -> None:
         ({}, "TBPTT: expected k1 or k, got neither"),
         ({"k": 3, "k1": 4}, "TBPTT: expected k or k1 and k2, got k = 3 and k1 or k2"),
         ({"k": "adaptive", "k2": 4}, "TBPTT: expected k or k1 and k2, got k = 'adaptive'"),
+        ({"k": "auto"}, "k: expected a number or 'adaptive', got 'auto'"),
         ({"k": 0}, "expected 1 <= k1 <= k2, got"),
         ({"k": "adaptive", "delta": 0.0}, "delta: expected a value above 0"),
         ({"k": "adaptive", "k_min": 5, "k_max": 4}, "expected 1 <= k_min <= k_max, got 5 and 4"),

@@ -78,7 +78,7 @@ class TBPTT:
         keep_last: whether a window shorter than k1 makes an update too.
 
     Attributes:
-        choice: the latest AdaptiveK, or None.
+        choice: the latest AdaptiveK of this run, or None.
 
     Raises ValueError for k2 < k1, which would drop losses, and for windows given twice or not;
     TypeError for a model that cannot be measured.
@@ -118,15 +118,16 @@ class TBPTT:
         keep_last: bool = True,
     ) -> None:
         self._adapter: Adapter | None = None
-        if k == "adaptive":
-            k_max = max_lag if k_max is None else k_max
+        if k is not None and (k1 is not None or k2 is not None):
+            raise ValueError(f"TBPTT: expected k or k1 and k2, got k = {k!r} and k1 or k2")
+        if isinstance(k, str):
+            if k != "adaptive":
+                raise ValueError(f"TBPTT: k: expected a number or 'adaptive', got {k!r}")
             check_model(model)
-            self._adapter = Adapter(delta, max_lag, tau, k_min, k_max, block)
+            k = max_lag if k_max is None else k_max
+            self._adapter = Adapter(delta, max_lag, tau, k_min, k, block)
         if k is not None:
-            if k1 is not None or k2 is not None:
-                raise ValueError(f"TBPTT: expected k or k1 and k2, got k = {k!r} and k1 or k2")
-            k1 = k_max if k == "adaptive" else k
-            k2 = 2 * k1 - 1  # type: ignore[operator]
+            k1, k2 = k, 2 * k - 1
         if k1 is None:
             raise ValueError("TBPTT: expected k1 or k, got neither")
         k2 = k1 if k2 is None else k2

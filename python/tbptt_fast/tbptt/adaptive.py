@@ -122,7 +122,7 @@ def adaptive_k(
     """
     mean = _mean_by_lag(np.asarray(phi, np.float64))
     last = len(mean) - 1
-    k_max = max(1, last) if k_max is None else k_max
+    k_max = last if k_max is None else k_max
     tau = round(0.8 * last) if tau is None else tau
     if not 1 <= k_min <= k_max:
         raise ValueError(f"adaptive_k: expected 1 <= k_min <= k_max, got {k_min} and {k_max}")
@@ -166,6 +166,8 @@ def _mean_by_lag(phi: Array) -> Array:
         means = np.array([norms[lag:].mean() for lag, norms in enumerate(known)])
     else:
         means = phi.reshape(len(phi), -1).mean(axis=1)
+    if len(means) < 2:
+        raise ValueError("adaptive_k: phi: expected the lags 0 and 1 at least, got lag 0 alone")
     if (means < 0).any():
         raise ValueError(f"adaptive_k: phi: expected norms, got {means.min():g}")
     return means
@@ -201,7 +203,8 @@ def _decay(phi: Array, tau: int, fit: Fit, lags: str, quantile: float) -> tuple[
             slope = float(np.quantile(slopes, quantile))
         middle, level = float(at[0]), float(values[0])
     line = np.arange(at[0], len(phi))
-    fitted[at[0] :] = np.exp(level + slope * (line - middle))
+    with np.errstate(over="ignore"):
+        fitted[at[0] :] = np.exp(level + slope * (line - middle))
     return tau, float(np.exp(slope)), fitted
 
 

@@ -61,7 +61,7 @@ def test_an_adaptive_k_is_the_one_of_its_definition(resets: float) -> None:
     assert len(choices) >= 2
     assert trainer.choice is choices[-1]
     found = measure_lags(
-        model, half_square, x[:24], y[:24], 12, is_init=is_init_of(is_init), losses=8
+        model, half_square, x[:24], y[:24], 12, is_init=is_init_of(is_init), losses=256 // BATCH
     )
     first = adaptive_k(found.phi, gradient=found.gradient, delta=0.1, k_max=12)
     assert choices[0].k == first.k < 12
@@ -102,7 +102,7 @@ def test_the_newest_windows_are_measured_from_the_state_that_entered_them() -> N
         assert 20 <= end - begin < 40
         state = model(x[:begin])[1] if begin else None
         found = measure_lags(
-            model, half_square, x[begin:end], y[begin:end], 10, state=state, losses=8
+            model, half_square, x[begin:end], y[begin:end], 10, state=state, losses=256 // BATCH
         )
         np.testing.assert_allclose(choice.phi, found.phi.mean(axis=1), rtol=1e-10)
 

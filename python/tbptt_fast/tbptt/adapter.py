@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 Flags = NDArray[np.bool_]
 
-_LOSSES = 8  # steps measured, of all rows
+_LOSSES = 256  # measured in all: so many rows, or the rows of several steps
 
 
 class _Window(NamedTuple):
@@ -104,7 +104,7 @@ class Adapter:
             self.max_lag,
             state=state,
             is_init=flags,
-            losses=_LOSSES,
+            losses=max(1, _LOSSES // first.x.shape[1]),
         )
         self._left = self.block
         return adaptive_k(found.phi, gradient=found.gradient, **self._options)

@@ -74,6 +74,11 @@ struct RecurrentBackward {
     T* grad_w_hh;          // out = [G·H, H]
     T* grad_b_ih;          // out = [G·H] or null
     T* grad_b_hh;          // out = [G·H] or null
+    // If not null, the norms of the gradients of all states by each loss are all that is written (with the sums below):
+    // the windows must be (1, reach). norms[lag, t, b] is by the loss of step t for the state that left step t - lag;
+    // places before step 0 or a reset are left alone, and so are those of losses that no segment has.
+    T* lag_norms;      // out = [reach, T, B] or null
+    double* lag_sums;  // out += [reach, states, H], those gradients' sums over all losses, or null
 };
 
 template <class T>

@@ -260,7 +260,7 @@ def fails(capsys: Any, message: str, *arguments: str) -> None:
 
 
 WRONG_OPTIONS = {
-    "no command": ([], "required: train|sample|info"),
+    "no command": ([], "required: train|sample|tune|info"),
     "unknown command": (["test"], "invalid choice: 'test'"),
     "unknown option": (["train", "--hiden", "3"], "unrecognized arguments: --hiden"),
     "k2 below k1": (["train", "--k1", "8", "--k2", "4"], "--k2: must be at least k1 = 8, got 4"),

@@ -1,8 +1,11 @@
 // The recurrent layers: rnn, gru and lstm, forward and backward.
+#include <algorithm>
+#include <limits>
 #include <optional>
 #include <string>
 
 #include "../dispatch.h"
+#include "arguments.h"
 #include "tape.h"
 
 namespace tbptt::python {
@@ -185,6 +188,22 @@ const T* data_of(const py::object& holder) {
 }
 
 template <class T>
+RecurrentBackward<T> backward_of(const Tape& tape) {
+    RecurrentBackward<T> p{};
+    p.layer = {tape.shape,
+               data_of<T>(tape.x),
+               data_of<T>(tape.h0),
+               data_of<T>(tape.c0),
+               data_of<T>(tape.w_ih),
+               data_of<T>(tape.w_hh),
+               nullptr,
+               nullptr,
+               data_of<std::uint8_t>(tape.is_init)};
+    p.tape = parts_of<T>(tape);
+    return p;
+}
+
+template <class T>
 py::tuple backward(const Tape& tape, py::handle grad_out_given, const State& grad_state, Truncation truncation,
                    py::handle carry_scale_given) {
     const Cell cell = tape.shape.cell;
@@ -204,17 +223,7 @@ py::tuple backward(const Tape& tape, py::handle grad_out_given, const State& gra
     if (tape.has_b_ih) grad_b_ih.emplace(std::initializer_list<int64_t>{columns});
     if (tape.has_b_hh) grad_b_hh.emplace(std::initializer_list<int64_t>{columns});
 
-    RecurrentBackward<T> p{};
-    p.layer = {tape.shape,
-               data_of<T>(tape.x),
-               data_of<T>(tape.h0),
-               data_of<T>(tape.c0),
-               data_of<T>(tape.w_ih),
-               data_of<T>(tape.w_hh),
-               nullptr,
-               nullptr,
-               data_of<std::uint8_t>(tape.is_init)};
-    p.tape = parts_of<T>(tape);
+    RecurrentBackward<T> p = backward_of<T>(tape);
     p.overlapping = truncation.k1 < truncation.k2 && truncation.k1 < steps;
     p.grad_out = grad_out.data;
     p.grad_h_n = grad_h.data;
@@ -251,12 +260,16 @@ py::tuple backward(const Tape& tape, py::handle grad_out_given, const State& gra
                           grad_w_hh.array, array_of(grad_b_ih), array_of(grad_b_hh));
 }
 
+const Tape& read_tape(py::handle given, const Argument& argument) {
+    if (!py::isinstance<Tape>(given)) argument.type_error("expected a Tape, got " + type_name(given));
+    return given.cast<const Tape&>();
+}
+
 py::tuple recurrent_backward(Cell cell, py::handle tape_given, py::handle grad_out, py::handle grad_hx,
                              py::handle truncation, py::handle carry_scale) {
     const char* op = backward_name(cell);
     const Argument argument{op, "tape"};
-    if (!py::isinstance<Tape>(tape_given)) argument.type_error("expected a Tape, got " + type_name(tape_given));
-    const Tape& tape = tape_given.cast<const Tape&>();
+    const Tape& tape = read_tape(tape_given, argument);
     if (std::string(family(tape.shape.cell)) != family(cell))
         argument.value_error("expected a tape of " + std::string(forward_name(cell)) + ", got one of " +
                              forward_name(tape.shape.cell));
@@ -266,6 +279,48 @@ py::tuple recurrent_backward(Cell cell, py::handle tape_given, py::handle grad_o
     const Truncation windows = read_truncation(truncation, tape.shape.steps, {op, "truncation"});
     return with_dtype(tape.dtype,
                       [&](auto zero) { return backward<decltype(zero)>(tape, grad_out, state, windows, carry_scale); });
+}
+
+// A loss whose gradient is zero has zeros everywhere, and needs no walk.
+template <class T>
+std::vector<Segment> with_gradient(std::vector<Segment> segments, const T* grad_out, const RecurrentShape& shape) {
+    const auto is_zero = [&](const Segment& segment) {
+        const T* row = grad_out + (int64_t{segment.origin} * shape.batch + segment.batch) * shape.hidden;
+        return std::all_of(row, row + shape.hidden, [](T value) { return value == T(0); });
+    };
+    segments.erase(std::remove_if(segments.begin(), segments.end(), is_zero), segments.end());
+    return segments;
+}
+
+template <class T>
+py::tuple lag_norms(const Tape& tape, py::handle grad_out_given, int64_t lags, bool sums) {
+    const auto [cell, steps, batch, inputs, hidden] = tape.shape;
+    const int64_t row = steps * batch, states = cell == Cell::lstm ? 2 : 1;
+    const Input<T> grad_out = input<T>(grad_out_given, {steps, batch, hidden}, {"lag_norms", "grad_out"});
+    const Output<T> norms({lags, steps, batch});
+    std::optional<Output<double>> totals;
+    if (sums) totals.emplace(std::initializer_list<int64_t>{lags, states, hidden});
+    RecurrentBackward<T> p = backward_of<T>(tape);
+    p.overlapping = true;
+    p.grad_out = grad_out.data;
+    p.lag_norms = norms.data;
+    p.lag_sums = totals ? totals->data : nullptr;
+    {
+        const py::gil_scoped_release unlocked;
+        for (int64_t lag = 0; lag < lags && row > 0; ++lag) {
+            T* to = norms.data + lag * row;
+            const int64_t before_step_0 = std::min(lag, steps) * batch;
+            std::fill(to, to + before_step_0, std::numeric_limits<T>::quiet_NaN());
+            std::fill(to + before_step_0, to + row, T(0));
+        }
+        if (totals) std::fill_n(p.lag_sums, lags * states * hidden, 0.0);
+        const std::vector<Segment> segments = with_gradient(
+            backward_segments<T>(steps, batch, {1, lags}, p.layer.is_init, nullptr), p.grad_out, tape.shape);
+        p.segments = segments.data();
+        p.segment_count = static_cast<int64_t>(segments.size());
+        if (!segments.empty()) kernels<T>().recurrent_backward(p);
+    }
+    return py::make_tuple(norms.array, totals ? py::object(totals->array) : py::object(py::none()));
 }
 
 // The tape of an earlier forward pass from its arguments and `memory`, which may have been moved meanwhile.
@@ -351,6 +406,13 @@ void register_recurrent(py::module_& module) {
             return recurrent_backward(cell, tape, grad_out, grad_hx, truncation, carry_scale);
         });
     };
+    module.def("lag_norms", [](py::handle tape_given, py::handle grad_out, py::handle max_lag, py::handle sums_given) {
+        const char* op = "lag_norms";
+        const Tape& tape = read_tape(tape_given, {op, "tape"});
+        const int64_t lags = std::min(read_integer(max_lag, 0, {op, "max_lag"}), int64_t{1} << 40) + 1;
+        const bool sums = read_bool(sums_given, {op, "sums"});
+        return with_dtype(tape.dtype, [&](auto zero) { return lag_norms<decltype(zero)>(tape, grad_out, lags, sums); });
+    });
     define_backward("rnn_backward", Cell::rnn_tanh);
     define_backward("gru_backward", Cell::gru);
     define_backward("lstm_backward", Cell::lstm);

@@ -3,6 +3,9 @@
 // Windows and segments are rows of one batch. At lag j one product over all live rows carries the gates' gradients back
 // by one step, with the cell's backward fused behind it. What it leaves, dgates [T·B, …], is summed over windows; then
 // each weight gradient is one product over all rows, however many windows there were.
+//
+// The same walk measures how gradients decay: with windows of one loss, what reaches a cell is the gradient of one loss by
+// the state that left the cell. Then only the states' norms are written, and nothing behind the walk is done.
 #pragma once
 
 #include "few_rows.h"
@@ -11,6 +14,43 @@
 
 namespace tbptt {
 namespace TBPTT_ISA {
+
+// In double precision, where squares of float neither overflow nor vanish: gradients decay over many powers of ten.
+template <class T>
+TBPTT_INLINE double euclidean_norm(const T* values, int64_t count) {
+    constexpr int parts = 8;  // chains of additions side by side
+    double squares[parts] = {}, sum = 0;
+    int64_t i = 0;
+    for (; i + parts <= count; i += parts)
+        for (int part = 0; part < parts; ++part) {
+            const double value = values[i + part];
+            squares[part] += value * value;
+        }
+    for (; i < count; ++i) sum += static_cast<double>(values[i]) * values[i];
+    for (double part : squares) sum += part;
+    return __builtin_sqrt(sum);
+}
+
+// Norms of what reached the states of all lanes in this step, each by one worker; and their sums over lanes, each unit by
+// one worker. states [rows together][size]. Called, not inlined, so that all cells share it.
+template <class T>
+__attribute__((noinline)) void measure_states(const Lanes& lanes, int64_t step, const T* states, int64_t size,
+                                              const RecurrentBackward<T>& p, const Worker& worker) {
+    const int64_t batch = p.layer.shape.batch, rows = p.layer.shape.steps * batch;
+    const Range mine = split(lanes.count(), worker), units = split(size, worker);
+    for (int64_t i = 0; i < lanes.count(); ++i) {
+        const Segment& segment = *lanes[i].segment;
+        const int64_t lag = step - lanes[i].begin;
+        if (lag > segment.origin) continue;  // the state before step 0
+        const T* state = states + lanes[i].slot * size;
+        if (i >= mine.begin && i < mine.end)
+            p.lag_norms[lag * rows + segment.origin * batch + segment.batch] =
+                static_cast<T>(euclidean_norm(state, size));
+        if (!p.lag_sums) continue;
+        double* sums = p.lag_sums + lag * size;
+        for (int64_t k = units.begin; k < units.end; ++k) sums[k] += state[k];
+    }
+}
 
 template <class T, template <class> class CellOf>
 class BackwardPass {
@@ -37,13 +77,16 @@ class BackwardPass {
           blocks_{},
           few_(rows_ <= few_rows),
           once_(!few_ && needed_once(shape_)),
+          measuring_(p.lag_norms != nullptr),
+          adding_(p.overlapping && !measuring_),
           packed_recurrent_(few_ || once_ ? 0 : recurrent_.size()),
-          packed_input_(few_ || once_ ? 0 : input_.size()),
+          packed_input_(few_ || once_ || measuring_ ? 0 : input_.size()),
           own_panels_(once_ ? threads_ * own_panel() : 0),
-          dgates_(rows_ * ld_),
+          dgates_(measuring_ ? 0 : rows_ * ld_),
           x_rows_(rows_),
           h_rows_(rows_),
           own_dgates_(p.overlapping ? 2 * rows_together * ld_ : 0),
+          states_(measuring_ ? 2 * rows_together * state_size() : 0),
           carry_(cell.has_carry ? scratches() * rows_together * hidden_ : 0),
           pointers_(threads_ * dx_rows),
           segments_(plan_.threads * p.segment_count),
@@ -61,6 +104,7 @@ class BackwardPass {
             wait_for_all(worker);
             walk(worker);
         });
+        if (measuring_) return;
         run_parallel(threads_, [this](const Worker& worker) {
             input_gradient(worker);
             gradient_.run(worker);
@@ -90,6 +134,9 @@ class BackwardPass {
     int64_t own_panel() const { return larger(input_.panel_size(), recurrent_.panel_size()); }
     T* own_panel(const Worker& worker) { return once_ ? own_panels_ + worker.index * own_panel() : nullptr; }
 
+    // Of a row: h and behind it c.
+    int64_t state_size() const { return (1 + cell.has_c) * hidden_; }
+
     int64_t scratches() const { return plan_.sharing == Sharing::rows ? plan_.threads : 1; }
 
     int describe_blocks() {
@@ -114,13 +161,14 @@ class BackwardPass {
         const Range recurrent = split(recurrent_.panels, worker), input = split(input_.panels, worker);
         const bool now = !few_ && !once_;
         for (int64_t p = recurrent.begin; p < recurrent.end && now; ++p) pack_recurrent(recurrent_, p);
-        for (int64_t p = input.begin; p < input.end && now; ++p) pack_input(input_, p);
+        for (int64_t p = input.begin; p < input.end && now && !measuring_; ++p) pack_input(input_, p);
         const Range rows = split(rows_, worker), initial = split(shape_.batch * hidden_, worker);
         for (int64_t i = rows.begin; i < rows.end; ++i) {
             x_rows_[i] = p_.layer.x + i * shape_.inputs;
             h_rows_[i] = h_before(i);
         }
-        if (p_.overlapping) fill<T>(dgates_ + rows.begin * ld_, (rows.end - rows.begin) * ld_, 0);
+        if (measuring_) return;
+        if (adding_) fill<T>(dgates_ + rows.begin * ld_, (rows.end - rows.begin) * ld_, 0);
         fill<T>(p_.grad_h0 + initial.begin, initial.end - initial.begin, 0);
         if (cell.has_c) fill<T>(p_.grad_c0 + initial.begin, initial.end - initial.begin, 0);
     }
@@ -151,6 +199,9 @@ class BackwardPass {
             carry_back(w, step);
             // dgates of other workers' units enter this worker's next product.
             if (plan_.sharing == Sharing::units) wait_for_all(w.worker);
+            if (measuring_)
+                measure_states<T>(w.lanes, step, states_ + step % 2 * rows_together * state_size(), state_size(), p_,
+                                  worker);
         }
     }
 
@@ -228,9 +279,10 @@ class BackwardPass {
                 at[found] = find(w, tile, row, v);
                 if (at[found].count <= 0) continue;
                 if (at[found].step < 0) {
-                    into_initial_state(at[found]);
+                    if (!measuring_) into_initial_state(at[found]);
                     continue;
                 }
+                if (measuring_) keep_state(at[found], w.lanes[tile.first_row + row].slot, tile.step);
                 if (++found < N) continue;
                 full ? into_gates<true>(at) : into_gates<false>(at);
                 found = 0;
@@ -239,6 +291,17 @@ class BackwardPass {
         // The last vector again: the same values are written twice, or added once.
         for (int n = found; n < N; ++n) at[n] = at[found - 1];
         full ? into_gates<true>(at, found) : into_gates<false>(at, found);
+    }
+
+    // The gradient of the state that left this step, for `measure_states`. Apart from `into_gates`, and called, not inlined:
+    // what is rare shall not weigh on the rest.
+    __attribute__((noinline)) void keep_state(const Place& at, int64_t slot, int64_t step) const {
+        T* to = states_ + (step % 2 * rows_together + slot) * state_size() + at.unit;
+        Vec<T> of_h = load(at.product), beside{};
+        if (at.lag == 0) of_h += load_partial(p_.grad_out + at.place * hidden_ + at.unit, at.count);
+        if (cell.has_carry && at.lag > 0) beside = load_partial(static_cast<const T*>(at.carry), at.count);
+        store_partial(to, cell.has_c ? of_h : of_h + beside, at.count);
+        if (cell.has_c) store_partial(to + hidden_, beside, at.count);
     }
 
     void into_initial_state(const Place& at) {
@@ -299,7 +362,7 @@ class BackwardPass {
             if (cell.has_carry) write(at[n].carry, carry_out.part[n]);
 #pragma GCC unroll 4
             for (int g = 0; g < cell.gate_gradients; ++g) write(at[n].gates + g * hidden_, gates[g].part[n]);
-            if (!p_.overlapping || n >= different) continue;
+            if (!adding_ || n >= different) continue;
             T* sum = dgates_ + at[n].place * ld_ + at[n].unit;
             for (int g = 0; g < cell.gate_gradients; ++g)
                 write(sum + g * hidden_, read(sum + g * hidden_, n) + gates[g].part[n]);
@@ -354,11 +417,13 @@ class BackwardPass {
     const Plan plan_;
     Packed<T> recurrent_, input_;
     GradientBlock blocks_[3];
-    const bool few_;   // rows: the weights are not packed
-    const bool once_;  // is each panel used
+    const bool few_;        // rows: the weights are not packed
+    const bool once_;       // is each panel used
+    const bool measuring_;  // states' gradients, and nothing else
+    const bool adding_;     // the gates' gradients of several windows
     Buffer<T> packed_recurrent_, packed_input_, own_panels_, dgates_;
     Buffer<const T*> x_rows_, h_rows_;
-    Buffer<T> own_dgates_, carry_;
+    Buffer<T> own_dgates_, states_, carry_;
     Buffer<const T*> pointers_;
     Buffer<Segment> segments_;
     GradientOperand<T> operands_[2];

@@ -34,6 +34,9 @@ def gru_backward(
 def lstm_backward(
     tape: Any, grad_out: Any, grad_hx: Any, truncation: Any, carry_scale: Any
 ) -> tuple[Any, Any, Any, Any, Any, Any]: ...
+def lag_norms(
+    tape: Any, grad_out: Any, max_lag: SupportsIndex, sums: bool
+) -> tuple[NDArray[Any], NDArray[Any] | None]: ...
 def borrow_arrays(*tensors: Any) -> list[Any]: ...
 def restore_tape(
     cell: str,

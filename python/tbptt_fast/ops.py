@@ -9,7 +9,7 @@ value ValueError, both naming the argument, what was expected and what was given
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias, overload
 
 from . import _native
 from ._native import Tape
@@ -92,6 +92,7 @@ __all__ = [
     "hinge_loss",
     "huber_loss",
     "l1_loss",
+    "lag_norms",
     "layer_norm",
     "layer_norm_backward",
     "linear",
@@ -326,6 +327,50 @@ gru_backward.__doc__ = _BACKWARD.format(name="gru", gates=3, pair=" [B, H]")
 lstm_backward.__doc__ = _BACKWARD.format(
     name="lstm", gates=4, pair=", the pair (h, c), each [B, H] or None"
 )
+
+
+@overload
+def lag_norms(
+    tape: Tape | None, grad_out: ArrayLike, max_lag: int, *, sums: Literal[False] = False
+) -> Array: ...
+@overload
+def lag_norms(
+    tape: Tape | None, grad_out: ArrayLike, max_lag: int, *, sums: Literal[True]
+) -> tuple[Array, Array]: ...
+def lag_norms(
+    tape: Tape | None, grad_out: ArrayLike, max_lag: int, *, sums: bool = False
+) -> Array | tuple[Array, Array]:
+    """How far each step's loss reaches back: phi[k, s, b] = ‖∂L_s/∂h_(s-k)‖ of row b.
+
+    All losses walk back together, one batch per lag, without gradients of weights. h_(s-k) is the
+    state that left step s - k; for an LSTM it is h and c side by side, c without what it does to
+    the same step's h. Lag 0 is the norm of `grad_out` itself.
+
+    Args:
+        tape: of `lstm_forward`, `gru_forward` or `rnn_forward`.
+        grad_out: gradient of L_s by the output of step s, for all s [T, B, H]. Losses whose
+            gradient is zero have zeros and cost nothing, which is how to measure only some of them.
+        max_lag: the largest lag, 0 or more.
+        sums: also return Σ ∂L_s/∂h_(s-k) over all s and b, float64 [max_lag + 1, S, H], with
+            S = 2 (h and c) for an LSTM and 1 for the others.
+
+    Returns:
+        phi [max_lag + 1, T, B]. Before a reset (`is_init`) it is 0, because nothing reaches there;
+        before step 0 (k > s) it is NaN, because nothing is known about that.
+
+    Raises:
+        TypeError, ValueError: see the module's first lines.
+
+    Source: Aicher, Foti & Fox (2019), "Adaptively truncating backpropagation through time".
+
+    >>> import numpy as np
+    >>> one, halving = np.ones((3, 1, 1)), np.full((1, 1), 0.5)
+    >>> _, _, tape = rnn_forward(one, None, np.ones((1, 1)), halving, nonlinearity="relu")
+    >>> lag_norms(tape, one, max_lag=2)[:, :, 0].tolist()
+    [[1.0, 1.0, 1.0], [nan, 0.5, 0.5], [nan, nan, 0.25]]
+    """
+    phi, total = _native.lag_norms(tape, grad_out, max_lag, sums)
+    return phi if total is None else (phi, total)
 
 
 def linear(

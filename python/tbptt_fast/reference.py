@@ -46,6 +46,7 @@ __all__ = [
     "global_norm",
     "gru_backward",
     "gru_forward",
+    "lag_norms",
     "linear",
     "linear_backward",
     "lstm_backward",
@@ -371,3 +372,26 @@ def lstm_backward(
     pair = (None, None) if grad_hx is None else grad_hx
     grads, (dh, dc) = _backward(tape, grad_out, pair, truncation, carry_scale)
     return grads._replace(hx=(dh, dc))
+
+
+def lag_norms(
+    tape: Tape, grad_out: AnyArray, max_lag: int, *, sums: bool = False
+) -> Array | tuple[Array, Array]:
+    """phi[k, s, b] = ‖∂L_s/∂(state that left step s-k)‖, one loss after another.
+
+    NaN before step 0, 0 before a reset; with `sums` also the sum of those gradients over all
+    losses and rows [max_lag + 1, states, H].
+    """
+    dout = as_float64(grad_out)
+    steps, batch, hidden = dout.shape
+    phi = np.full((max_lag + 1, steps, batch), np.nan)
+    total = np.zeros((max_lag + 1, tape.cell.states, hidden))
+    for s in range(steps):
+        grad: State = (dout[s], *(np.zeros((batch, hidden)) for _ in range(tape.cell.states - 1)))
+        for lag in range(min(max_lag, s) + 1):
+            phi[lag, s] = np.sqrt(sum((part**2).sum(axis=-1) for part in grad))
+            total[lag] += np.stack([part.sum(axis=0) for part in grad])
+            _, dgates_h, direct = tape.cell.backward(tape.saved[s - lag], grad)
+            grad = (direct[0] + dgates_h @ tape.w_hh, *direct[1:])
+            grad = tuple(np.where(tape.is_init[s - lag][:, None], 0.0, part) for part in grad)
+    return (phi, total) if sums else phi

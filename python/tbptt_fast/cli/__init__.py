@@ -1,10 +1,10 @@
-"""The command line, `python -m tbptt_fast {train, sample, info}`.
+"""The command line, `python -m tbptt_fast {train, sample, tune, info}`.
 
     parser.py    the options and their limits
     model.py     the networks and losses
     task.py      what is learnt: text or a series, with its streams and its measure
     training.py  everything that changes during training, and its checkpoint
-    train.py, sample.py, info.py   the commands
+    train.py, sample.py, tune.py, info.py   the commands
     plot.py, progress.py           picture and progress bar, both optional
 
 Exit codes: 0 done, 1 training failed, 2 wrong use or unusable data, 128 + n stopped by signal n.
@@ -62,6 +62,10 @@ def _run(options: Namespace) -> int:
         from tbptt_fast.cli.sample import sample
 
         return sample(options)
+    if options.command == "tune":
+        from tbptt_fast.cli.tune import tune
+
+        return tune(options)
     from tbptt_fast.cli.info import info
 
     return info()

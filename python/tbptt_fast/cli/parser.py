@@ -48,9 +48,12 @@ SERIES = Settings(hidden=64, batch=8, k1=32, k2=32)
 def build_parser() -> ArgumentParser:
     """The parser of all commands; its errors are one line and exit code 2."""
     parser = _Parser(prog="tbptt_fast", allow_abbrev=False, description=_DESCRIPTION)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="train|sample|info")
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="train|sample|tune|info"
+    )
     _add_train(commands.add_parser("train", allow_abbrev=False, help="train on text or a series"))
     _add_sample(commands.add_parser("sample", allow_abbrev=False, help="continue text or series"))
+    _add_tune(commands.add_parser("tune", allow_abbrev=False, help="find how far to run back"))
     commands.add_parser("info", allow_abbrev=False, help="show version, ISA, threads, adapters")
     return parser
 
@@ -64,13 +67,15 @@ class _Parser(ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}\n")
 
 
-def _add_train(parser: ArgumentParser) -> None:
+def _add_data(parser: ArgumentParser) -> None:
     data = parser.add_argument_group("data (default: CPython's own documentation)")
     source = data.add_mutually_exclusive_group()
     source.add_argument("--text", metavar="FILE", help="UTF-8 text to learn")
     source.add_argument("--csv", metavar="FILE", help="series to forecast, with --column")
     data.add_argument("--column", metavar="NAME", help="column of the CSV file")
 
+
+def _add_settings(parser: ArgumentParser) -> None:
     # Without a default, so that --resume can tell which of them were given.
     settings = parser.add_argument_group("network and training", argument_default=SUPPRESS)
 
@@ -102,6 +107,10 @@ def _add_train(parser: ArgumentParser) -> None:
     add("clip", number(0), "largest norm of the gradient, 0 for no limit")
     add("seed", whole(0), "seed of weights, dropout and sample")
 
+
+def _add_train(parser: ArgumentParser) -> None:
+    _add_data(parser)
+    _add_settings(parser)
     limits = parser.add_argument_group("when to stop, whichever comes first")
     limits.add_argument(
         "--epochs", type=number(0, above=True), metavar="N", help="passes over the data"
@@ -144,6 +153,55 @@ def _add_train(parser: ArgumentParser) -> None:
         metavar="FILE",
         help="picture of the curves (tbptt_fast.png, written over; none: no file)",
     )
+
+
+def _add_tune(parser: ArgumentParser) -> None:
+    _add_data(parser)
+    _add_settings(parser)
+    choice = parser.add_argument_group("what to measure and to choose")
+    choice.add_argument(
+        "--delta",
+        type=number(0, above=True),
+        default=0.1,
+        metavar="N",
+        help="relative bias of the gradient to stay below (%(default)g)",
+    )
+    choice.add_argument(
+        "--max-lag", type=whole(2), default=128, metavar="N", help="largest lag (%(default)s)"
+    )
+    choice.add_argument(
+        "--tau",
+        type=whole(0),
+        metavar="N",
+        help="lag from which the decay is geometric (0.8 of the largest)",
+    )
+    choice.add_argument(
+        "--fit",
+        choices=("least_squares", "largest", "quantile"),
+        default="least_squares",
+        help="how the decay is estimated (%(default)s)",
+    )
+    choice.add_argument("--k-min", type=whole(1), default=1, metavar="N", help="smallest K (1)")
+    choice.add_argument(
+        "--k-max", type=whole(1), metavar="N", help="largest K, at most --max-lag (--max-lag)"
+    )
+
+    run = parser.add_argument_group("run")
+    run.add_argument(
+        "--minutes",
+        type=number(0),
+        metavar="N",
+        help="training before the measurement (0.5; with --resume 0)",
+    )
+    run.add_argument("--resume", metavar="FILE", help="measure the network of this checkpoint")
+    run.add_argument("--threads", type=whole(1, 256), metavar="N", help="threads (all cores)")
+    run.add_argument(
+        "--plot",
+        metavar="FILE",
+        help="picture of decay and bias (tbptt_fast.png, written over; none: no file)",
+    )
+    # What only a training has.
+    parser.set_defaults(epochs=None, patience=0, save="none")
 
 
 def _add_sample(parser: ArgumentParser) -> None:

@@ -28,6 +28,7 @@ _TAIL = 512  # values of a series kept in a checkpoint, for a forecast to begin 
 class Task(Protocol):
     """The tail of the data, a tenth of it, is held out for validation."""
 
+    name: str
     measure: str
     unit: str
     item: str

@@ -7,12 +7,16 @@ newest k1 steps and whose backward pass runs through the newest k2 steps.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from .adapter import Adapter
+from .adaptive import AdaptiveK
+from .measure import check_model
 
 if TYPE_CHECKING:
     from tbptt_fast.nn import Module
@@ -53,7 +57,31 @@ class TBPTT:
     The gradient is divided by k1 · batch whatever the length of the window, so that a short last
     window does not weigh more per item than the others; with `keep_last=False` it is left out.
 
-    Raises ValueError for k2 < k1, which would drop losses.
+    Instead of k1 and k2, `k` lets every loss reach at least k steps: k1 = k, k2 = 2k - 1. With
+    k="adaptive" the trainer measures between blocks how the gradients decay and takes the smallest
+    k whose bound on the relative bias is below `delta` (`measure_lags`, `adaptive_k`), beginning
+    with k_max. `run` then wants pieces longer than k_max, which it cuts as k changes; for `step`,
+    `k1` says after each update how long the next window may be.
+
+    Args:
+        model: a module with a state; for k="adaptive" one that `measure_lags` takes.
+        loss, optimizer: see `Loss` and `tbptt_fast.optim`.
+        k1, k2: see above; k2 = None means k1.
+        k: instead of them a number, or "adaptive", which the following are for.
+        delta: the relative bias to stay below.
+        max_lag: the largest lag that is measured.
+        tau, k_min, k_max: as for `adaptive_k`.
+        block: steps of the stream between two measurements; None for 50·max_lag. The first one
+            comes as soon as 2·max_lag steps were seen.
+        on_choice: called with each AdaptiveK, for instance to adapt a learning rate to its k.
+        schedule: moves once an update.
+        keep_last: whether a window shorter than k1 makes an update too.
+
+    Attributes:
+        choice: the latest AdaptiveK of this run, or None.
+
+    Raises ValueError for k2 < k1, which would drop losses, and for windows given twice or not;
+    TypeError for a model that cannot be measured.
 
     >>> import numpy as np
     >>> from tbptt_fast import nn, optim
@@ -76,16 +104,39 @@ class TBPTT:
         loss: Loss,
         optimizer: Optimizer,
         *,
-        k1: int,
+        k1: int | None = None,
         k2: int | None = None,
+        k: int | Literal["adaptive"] | None = None,
+        delta: float = 0.1,
+        max_lag: int = 100,
+        tau: int | None = None,
+        k_min: int = 1,
+        k_max: int | None = None,
+        block: int | None = None,
+        on_choice: Callable[[AdaptiveK], None] | None = None,
         schedule: Schedule | None = None,
         keep_last: bool = True,
     ) -> None:
+        self._adapter: Adapter | None = None
+        if k is not None and (k1 is not None or k2 is not None):
+            raise ValueError(f"TBPTT: expected k or k1 and k2, got k = {k!r} and k1 or k2")
+        if isinstance(k, str):
+            if k != "adaptive":
+                raise ValueError(f"TBPTT: k: expected a number or 'adaptive', got {k!r}")
+            check_model(model)
+            k = max_lag if k_max is None else k_max
+            self._adapter = Adapter(delta, max_lag, tau, k_min, k, block)
+        if k is not None:
+            k1, k2 = k, 2 * k - 1
+        if k1 is None:
+            raise ValueError("TBPTT: expected k1 or k, got neither")
         k2 = k1 if k2 is None else k2
         if not 1 <= k1 <= k2:
             raise ValueError(f"TBPTT: expected 1 <= k1 <= k2, got k1 = {k1}, k2 = {k2}")
         self.model, self.loss, self.optimizer, self.schedule = model, loss, optimizer, schedule
         self.k1, self.k2, self.keep_last = k1, k2, keep_last
+        self.choice: AdaptiveK | None = None
+        self.on_choice = on_choice
         self.updates = 0
         self._buffer: Array | None = None
         self.reset()
@@ -145,10 +196,15 @@ class TBPTT:
             self.schedule.step()
         self.updates += 1
         if result.applied:
+            if self._adapter is not None:
+                entry = self._state, self._history, self._history_init
+                self._adapter.observe(x, y, is_init, *entry)
             self._state = states[1] if cut else states[0]
             self._keep(inputs[cut:], None if flags is None else flags[cut:])
         else:
             self.reset()
+        if self._adapter is not None and self._adapter.due:
+            self._adapt(self._adapter)
         return StepReport(summed / count if count else 0.0, count, result.norm, result.applied)
 
     def run(self, windows: Iterable[tuple[Any, ...]]) -> float:
@@ -157,12 +213,16 @@ class TBPTT:
         Pieces longer than k1 steps are cut into windows here.
         """
         summed = items = 0.0
-        for window in windows:
-            for x, y, is_init in _cut(self.k1, *window):
-                if len(x) < self.k1 and not self.keep_last:
+        for x, y, *rest in windows:
+            is_init: Flags | None = rest[0] if rest else None
+            begin = 0
+            while begin < len(x):
+                part = slice(begin, begin + self.k1)
+                begin = part.stop
+                if part.stop > len(x) and not self.keep_last:
                     self.reset()  # the steps left out are a gap: the state belongs before it
                     continue
-                report = self.step(x, y, is_init)
+                report = self.step(x[part], y[part], None if is_init is None else is_init[part])
                 summed += report.loss_per_item * report.count
                 items += report.count
         return summed / items if items else math.nan
@@ -190,11 +250,21 @@ class TBPTT:
             "state": self._state,
             "history": self._history,
             "history_init": self._history_init,
+            "adapter": None if self._adapter is None else self._adapter.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up a saved stream; ValueError if it was cut with another k1 or k2."""
-        if (state["k1"], state["k2"]) != (self.k1, self.k2):
+        adapter = state.get("adapter")
+        if (adapter is None) != (self._adapter is None):
+            got = "adaptive" if self._adapter is None else "fixed"
+            raise ValueError(
+                f"TBPTT: expected the other kind of windows, got a state of {got} ones"
+            )
+        if self._adapter is not None and adapter is not None:
+            self._adapter.load_state_dict(adapter)
+            self.k1, self.k2 = int(state["k1"]), int(state["k2"])
+        elif (state["k1"], state["k2"]) != (self.k1, self.k2):
             raise ValueError(
                 f"TBPTT: expected k1 = {self.k1}, k2 = {self.k2}, "
                 f"got k1 = {state['k1']}, k2 = {state['k2']}"
@@ -202,6 +272,13 @@ class TBPTT:
         updates, entering = int(state["updates"]), state["state"]
         self._history, self._history_init = state["history"], state["history_init"]
         self.updates, self._state = updates, entering
+
+    def _adapt(self, adapter: Adapter) -> None:
+        """Measure and choose k anew."""
+        self.choice = adapter.choose(self.model, self.loss)
+        self.k1, self.k2 = self.choice.k, 2 * self.choice.k - 1
+        if self.on_choice is not None:
+            self.on_choice(self.choice)
 
     def _after_history(self, x: Array, is_init: Flags | None) -> tuple[Array, Flags | None]:
         """The new steps behind the steps to replay."""
@@ -232,12 +309,3 @@ class TBPTT:
         self._buffer[:new] = 0
         np.multiply(grad, scale, out=self._buffer[new:])
         return self._buffer
-
-
-def _cut(
-    k1: int, x: Array, y: Array, is_init: Flags | None = None
-) -> Iterator[tuple[Array, Array, Flags | None]]:
-    """Windows of k1 steps and, last, what is left."""
-    for begin in range(0, len(x), k1):
-        part = slice(begin, begin + k1)
-        yield x[part], y[part], None if is_init is None else is_init[part]

@@ -1,0 +1,484 @@
+// The backward pass of a convolutional recurrent layer, for every cell and every truncation.
+//
+// Images of all windows and segments walk side by side. At lag j one transposed convolution over all live images carries the
+// gates' gradients back by one step, with the cell's backward behind it. What it leaves, dgates, is summed over windows; then
+// the gradients by the weights and by x are one call each. Unless windows overlap, that is done for a run of steps at a time,
+// from the last to the first, so that dgates takes a part of the tape's memory: a segment that reaches further goes on from
+// what the run before left at its first step.
+#pragma once
+
+#include "convrecurrent_cells.h"
+
+namespace tbptt {
+namespace TBPTT_ISA {
+
+template <class T>
+class ConvBackwardPass {
+    static constexpr int L = lanes<T>;
+
+   public:
+    explicit ConvBackwardPass(const ConvRecurrentBackward<T>& p)
+        : p_(p),
+          shape_(p.layer.shape),
+          cell_(shape_of(shape_.cell)),
+          pixels_(pixels_of(shape_)),
+          hidden_(shape_.hidden),
+          image_(pixels_ * hidden_),
+          columns_(cell_.gates * hidden_),
+          taps_count_(taps_of_state(shape_)),
+          own_columns_(p.overlapping ? (cell_.candidate_apart ? 2 : 1) * columns_ : columns_),
+          most_lanes_(smaller(rows_together, larger<int64_t>(1, ceil_div(most_rows, pixels_)))),
+          most_live_(smaller(most_lanes_, p.segment_count)),
+          run_(choose_run()),
+          threads_(threads_for(2.0 * static_cast<double>(most_live_ * pixels_ * taps_count_) *
+                               static_cast<double>(columns_ * hidden_))),
+          turns_(!same_order(shape_, hidden_)),
+          apply_(find_backward<T>(shape_.cell, p.layer.peephole != nullptr)),
+          blocks_(most_live_ * pixels_, threads_),
+          panels_(layout_panels<T>(taps_count_ * columns_, hidden_, choose_vectors<T>(hidden_))),
+          packed_(panels_.size()),
+          zeros_(columns_),
+          dgates_((run_ + 1) * shape_.batch * pixels_ * columns_),
+          dgates_x_(cell_.candidate_apart ? run_ * shape_.batch * pixels_ * columns_ : 0),
+          own_(p.overlapping ? 2 * most_live_ * pixels_ * own_columns_ : 0),
+          carry_(cell_.has_carry ? most_live_ * image_ : 0),
+          carries_(cell_.has_carry && run_ < shape_.steps ? 2 * shape_.batch * image_ : 0),
+          grad_scratch_(turns_ && p.grad_out ? threads_ * blocks_.size * hidden_ : 0),
+          turned_h0_(turns_ ? shape_.batch * image_ : 0),
+          turned_c0_(turns_ && cell_.has_c ? shape_.batch * image_ : 0),
+          grad_h0_(turns_ ? static_cast<T*>(turned_h0_) : p.grad_h0),
+          grad_c0_(turns_ ? static_cast<T*>(turned_c0_) : p.grad_c0),
+          h_before_(needs_copies() ? run_ * shape_.batch * image_ : 0),
+          x_(same_order(shape_, shape_.inputs) ? 0 : 2 * run_ * shape_.batch * pixels_ * shape_.inputs),
+          w_ih_sum_(run_ < shape_.steps ? columns_ * (kernel_ih() * shape_.inputs + 1) : 0),
+          w_hh_sum_(run_ < shape_.steps ? columns_ * (taps_count_ * hidden_ + 1) : 0),
+          peephole_sum_(p.grad_peephole ? 3 * image_ : 0),
+          taps_(taps_count_),
+          h0_(shape_, p.layer.h0),
+          c0_(shape_, p.layer.c0),
+          grad_h_n_(shape_, p.grad_h_n),
+          grad_c_n_(shape_, p.grad_c_n),
+          peepholes_(p.layer),
+          pieces_(threads_ * taps_count_ * blocks_.size),
+          lines_(threads_ * blocks_.size),
+          segments_(p.segment_count),
+          continued_(p.segment_count) {
+        panels_.data = packed_;
+        fill<T>(zeros_, columns_, 0);
+        fill<T>(grad_h0_, shape_.batch * image_, 0);
+        if (cell_.has_c) fill<T>(grad_c0_, shape_.batch * image_, 0);
+        find_taps(shape_, true, taps_);
+    }
+
+    void run() {
+        run_parallel(threads_, [this](const Worker& worker) {
+            const Range mine = split(columns_, worker);
+            for (int64_t row = mine.begin; row < mine.end; ++row) pack(row);
+        });
+        if (p_.overlapping) clear_sums();
+        for (int64_t i = ceil_div(shape_.steps, run_) - 1; i >= 0; --i) {
+            steps_ = {i * run_, smaller((i + 1) * run_, shape_.steps)};
+            last_ = steps_.end == shape_.steps;
+            cut_segments();
+            copies_ = needs_copies(steps_);
+            if (copies_) copy_states();
+            Tasks even(blocks_.count(most_live_ * pixels_), threads_), odd(blocks_.count(most_live_ * pixels_), threads_);
+            run_parallel(threads_, [&](const Worker& worker) { walk(worker, even, odd); });
+            find_gradients();
+            if (p_.grad_peephole) add_peepholes();
+            // The next run's segments go on from here.
+            if (i > 0)
+                __builtin_memcpy(dgates_ + run_ * shape_.batch * pixels_ * columns_, dgates_,
+                                 static_cast<std::size_t>(shape_.batch * pixels_ * columns_) * sizeof(T));
+        }
+        if (turns_) {
+            turn_images<T>(shape_.batch, pixels_, hidden_, grad_h0_, p_.grad_h0, false);
+            if (cell_.has_c) turn_images<T>(shape_.batch, pixels_, hidden_, grad_c0_, p_.grad_c0, false);
+        }
+        if (p_.grad_peephole) write_peepholes();
+    }
+
+   private:
+    static constexpr int64_t most_rows = 32768;               // of one lag
+    static constexpr int64_t run_bytes = int64_t{32} << 20;  // of dgates
+    int64_t kernel_ih() const { return shape_.kernel_ih_height * shape_.kernel_ih_width; }
+
+    // Steps whose dgates are kept at a time: the problem alone decides, as sums are added run by run. Windows are not cut where
+    // a run holds several.
+    int64_t choose_run() const {
+        const int64_t step = shape_.batch * pixels_ * columns_ * static_cast<int64_t>(sizeof(T));
+        int64_t run = smaller(shape_.steps, larger<int64_t>(1, run_bytes / step));
+        if (p_.overlapping) return shape_.steps;
+        if (run >= p_.window) run -= run % p_.window;
+        return run;
+    }
+
+    void clear_sums() {
+        share_elements<T>(run_ * shape_.batch * pixels_ * columns_, [&](int64_t begin, int64_t count) {
+            fill<T>(dgates_ + begin, count, 0);
+            if (cell_.candidate_apart) fill<T>(dgates_x_ + begin, count, 0);
+        });
+    }
+
+    // The segments' parts in the steps of this run, longest first. The initial state belongs to step 0.
+    void cut_segments() {
+        Buffer<int64_t> places(steps_.end - steps_.begin + 3);
+        fill<int64_t>(places, steps_.end - steps_.begin + 3, 0);
+        const int64_t longest = steps_.end - steps_.begin + 1;
+        const auto for_parts = [&](auto found) {
+            for (int64_t i = 0; i < p_.segment_count; ++i) {
+                const Segment& s = p_.segments[i];
+                const int64_t first = smaller<int64_t>(s.origin, steps_.end - 1);
+                const int64_t last = larger<int64_t>(s.origin - s.length + 1, steps_.begin > 0 ? steps_.begin : -1);
+                if (first >= last && first >= steps_.begin) found(s, first, first - last + 1);
+            }
+        };
+        count_ = 0;
+        for_parts([&](const Segment&, int64_t, int64_t length) { ++places[longest - length + 1], ++count_; });
+        for (int64_t i = 0; i <= longest; ++i) places[i + 1] += places[i];
+        for_parts([&](const Segment& s, int64_t first, int64_t length) {
+            const int64_t at = places[longest - length]++;
+            segments_[at] = {s.batch, static_cast<std::int32_t>(first), static_cast<std::int32_t>(length), s.inject_from};
+            continued_[at] = first < s.origin;
+        });
+    }
+
+    // Row k [tap][gate][unit of the later step] of the panels, as many as there are taps: columns are units of the state.
+    void pack(int64_t row) {
+        const int64_t width = panels_.width();
+        for (int64_t unit = 0; unit < panels_.panels * width; unit += L) {
+            const int64_t count = hidden_ - unit;
+            const T* from = p_.layer.w_hh + (row * hidden_ + (count > 0 ? unit : 0)) * taps_count_;
+            T* to = panels_.panel(unit / width) + row * width + unit % width;
+            for_columns<T>(from, taps_count_, taps_count_, count,
+                           [&](int64_t tap, Vec<T> values) { store(to + tap * columns_ * width, values); });
+        }
+    }
+
+    bool reset_at(int64_t place) const { return p_.layer.is_init && p_.layer.is_init[place]; }
+
+    // Whether the states that enter these steps lie elsewhere than in the output, one after the other.
+    bool needs_copies(Range steps) const {
+        if (!same_order(shape_, shape_.hidden) || (steps.begin == 0 && p_.layer.h0)) return true;
+        for (int64_t i = larger<int64_t>(steps.begin, 1) * shape_.batch; i < steps.end * shape_.batch; ++i)
+            if (reset_at(i)) return true;
+        return false;
+    }
+    bool needs_copies() const { return needs_copies({0, shape_.steps}); }
+
+    // The states that enter the steps of this run, channels last. A reset selects: 0·NaN never enters.
+    void copy_states() {
+        const int64_t first = steps_.begin * shape_.batch, images = (steps_.end - steps_.begin) * shape_.batch;
+        run_parallel(threads_for(4.0 * static_cast<double>(images * image_)), [&](const Worker& worker) {
+            const Range mine = split(images, worker);
+            for (int64_t i = mine.begin; i < mine.end; ++i) {
+                const int64_t place = first + i;
+                T* to = h_before_ + i * image_;
+                const bool initial = place < shape_.batch;
+                if (reset_at(place) || (initial && !h0_.data()))
+                    fill<T>(to, image_, 0);
+                else if (turns_ && !initial)
+                    planes_to_pixels<T>(p_.out + (place - shape_.batch) * image_, pixels_, pixels_, hidden_, to, hidden_);
+                else
+                    __builtin_memcpy(to,
+                                     initial ? h0_.data() + place * image_ : p_.out + (place - shape_.batch) * image_,
+                                     static_cast<std::size_t>(image_) * sizeof(T));
+            }
+        });
+    }
+
+    // The h that entered an image's step; null for zeros.
+    const T* h_before(int64_t place) const {
+        if (copies_) return h_before_ + (place - steps_.begin * shape_.batch) * image_;
+        return place < shape_.batch ? nullptr : p_.out + (place - shape_.batch) * image_;
+    }
+    const T* c_before(int64_t place) const {
+        if (reset_at(place)) return nullptr;
+        if (place < shape_.batch) return c0_.data() ? c0_.data() + place * image_ : nullptr;
+        return p_.tape.beside + (place - shape_.batch) * image_;
+    }
+
+    // What one image does in one step of the walk.
+    struct Live {
+        int64_t step, place;  // -1 in the initial state; of the image in [T, B]
+        bool carried;         // something comes from the later step
+        bool injects;
+        T factor;             // of that
+        const T *carry, *more_grad_h;
+        T *carry_out, *dgates, *dgates_x;
+    };
+
+    struct Walk {
+        const Worker& worker;
+        int64_t step, count;
+        Live live[rows_together];
+        const T* sources[rows_together];  // the later step's dgates
+    };
+
+    void walk(const Worker& worker, Tasks& even, Tasks& odd) {
+        Lanes lanes(segments_, count_, most_lanes_);
+        Walk w{worker, 0, 0, {}, {}};
+        while (lanes.count() > 0) {
+            Tasks &now = w.step % 2 ? odd : even, &next = w.step % 2 ? even : odd;
+            next.reset(worker);
+            find_live(lanes, w);
+            const int64_t blocks = blocks_.count(w.count * pixels_);
+            const int64_t parts = Blocks::parts(blocks, panels_.panels, threads_);
+            now.run(worker, blocks * parts,
+                    [&](int64_t i) { carry_back(w, i / parts, split(panels_.panels, i % parts, parts)); });
+            // dgates of other workers' rows enter this worker's next product.
+            wait_for_all(worker);
+            if (p_.overlapping) add_own(w);
+            lanes.advance(++w.step);
+        }
+    }
+
+    T* own(int64_t step, int64_t slot) const {
+        return own_ + (step % 2 * most_live_ + slot) * pixels_ * own_columns_;
+    }
+    T* dgates(int64_t place) const { return dgates_ + (place - steps_.begin * shape_.batch) * pixels_ * columns_; }
+    T* dgates_x(int64_t place) const { return dgates_x_ + (place - steps_.begin * shape_.batch) * pixels_ * columns_; }
+    // The carry that a run leaves to the one before it; they take turns.
+    T* carry_between(bool written, int64_t batch) const {
+        const int64_t turn = (steps_.begin / run_ + (written ? 0 : 1)) % 2;
+        return carries_ + (turn * shape_.batch + batch) * image_;
+    }
+
+    void find_live(const Lanes& lanes, Walk& w) const {
+        w.count = lanes.count();
+        for (int64_t i = 0; i < w.count; ++i) {
+            const Lanes::Lane& lane = lanes[i];
+            const Segment& segment = *lane.segment;
+            const int64_t lag = w.step - lane.begin, step = segment.origin - lag;
+            const int64_t place = step * shape_.batch + segment.batch, later = place + shape_.batch;
+            const bool goes_on = lag == 0 && continued_[lane.segment - segments_], carried = lag > 0 || goes_on;
+            const bool final = !carried && step == shape_.steps - 1, initial = step < 0;
+            T* slot = carry_ + lane.slot * image_;
+            Live& live = w.live[i];
+            live.step = step;
+            live.place = place;
+            live.carried = carried;
+            live.injects = p_.grad_out && step >= segment.inject_from;
+            live.factor = carried && p_.carry_scale ? p_.carry_scale[later] : T(1);
+            live.more_grad_h = final && grad_h_n_.data() ? grad_h_n_.data() + segment.batch * image_ : nullptr;
+            live.carry = goes_on   ? carry_between(false, segment.batch)
+                         : carried ? slot
+                         : final && grad_c_n_.data() ? grad_c_n_.data() + segment.batch * image_
+                                                     : nullptr;
+            live.carry_out = step == steps_.begin && step > 0 ? carry_between(true, segment.batch) : slot;
+            if (p_.overlapping) {
+                live.dgates = own(w.step, lane.slot);
+                live.dgates_x = live.dgates + columns_;
+                if (initial) live.carry_out = live.dgates + hidden_;
+            } else if (initial) {
+                live.dgates = grad_h0_ + segment.batch * image_;
+                live.dgates_x = nullptr;
+                live.carry_out = cell_.has_c ? grad_c0_ + segment.batch * image_ : slot;
+            } else {
+                live.dgates = dgates(place);
+                live.dgates_x = cell_.candidate_apart ? dgates_x(place) : nullptr;
+            }
+            w.sources[i] = !carried        ? nullptr
+                           : goes_on       ? dgates_ + (run_ * shape_.batch + segment.batch) * pixels_ * columns_
+                           : p_.overlapping ? own(w.step + 1, lane.slot)
+                                           : dgates(later);
+        }
+    }
+
+    void carry_back(const Walk& w, int64_t index, Range panels) {
+        const int64_t first = index * blocks_.size, count = smaller(blocks_.size, w.count * pixels_ - first);
+        const T** pieces = pieces_ + w.worker.index * taps_count_ * blocks_.size;
+        BackwardLine<T>* lines = lines_ + w.worker.index * blocks_.size;
+        const bool carried = find_lines(w, first, count, lines);
+        const auto finish = [&](int64_t p, int64_t row, int64_t height, const T* c) {
+            apply_(BackwardTile<T>{lines + row, height, c ? c : nothing<T>, c ? panels_.width() : 0,
+                                   p * panels_.width(), panels_.vectors, hidden_, nullptr, peepholes_.gate(), false});
+        };
+        if (carried) {
+            find_pieces<T>(shape_, taps_, w.sources, own_columns_, first, count, zeros_, pieces, blocks_.size);
+            product<T>(Rows<T>{pieces, columns_, taps_count_, blocks_.size}, count, panels_, panels, finish);
+        } else {
+            for (int64_t p = panels.begin; p < panels.end; ++p) finish(p, 0, count, nullptr);
+        }
+    }
+
+    // Whether anything is carried to any of the rows.
+    bool find_lines(const Walk& w, int64_t first, int64_t count, BackwardLine<T>* lines) const {
+        bool any = false;
+        for_images(pixels_, first, count, [&](int64_t row, int64_t image, int64_t pixel, int64_t length) {
+            const Live& live = w.live[image];
+            const bool initial = live.step < 0;
+            any |= live.carried;
+            const int64_t place = initial ? 0 : live.place;
+            const T *h = initial || !cell_.candidate_apart ? nullptr : h_before(place),
+                    *c = initial || !cell_.has_c ? nullptr : c_before(place);
+            const T* grad = live.injects ? find_losses(w, place, pixel, length, row) : nullptr;
+            // elements from one pixel to the next
+            const int64_t dgates_stride = initial && !p_.overlapping ? hidden_ : own_columns_;
+            const int64_t carry_stride = initial && p_.overlapping ? own_columns_ : hidden_;
+            const auto part = [&](const T* from, int64_t at) { return from ? from + at : static_cast<const T*>(zeros_); };
+            for (int64_t i = 0; i < length; ++i, ++row, ++pixel) {
+                const int64_t at = place * pixels_ + pixel;
+                lines[row] = {p_.tape.maps + at * columns_,
+                              part(p_.tape.beside, at * hidden_),
+                              part(h, pixel * hidden_),
+                              part(c, pixel * hidden_),
+                              part(grad, i * hidden_),
+                              part(live.more_grad_h, pixel * hidden_),
+                              part(live.carry, pixel * hidden_),
+                              live.carry_out + pixel * carry_stride,
+                              live.dgates + pixel * dgates_stride,
+                              live.dgates_x ? live.dgates_x + pixel * dgates_stride : nullptr,
+                              peepholes_.at(pixel),
+                              live.factor,
+                              initial};
+            }
+        });
+        return any;
+    }
+
+    // The gradients of the losses by some pixels' outputs, their channels together.
+    const T* find_losses(const Walk& w, int64_t place, int64_t pixel, int64_t count, int64_t row) const {
+        if (!turns_) return p_.grad_out + place * image_ + pixel * hidden_;
+        T* to = grad_scratch_ + (w.worker.index * blocks_.size + row) * hidden_;
+        planes_to_pixels<T>(p_.grad_out + place * image_ + pixel, pixels_, count, hidden_, to, hidden_);
+        return to;
+    }
+
+    // Overlapping windows add to the same steps: each element's sums belong to one worker, in the order of the lanes.
+    void add_own(const Walk& w) {
+        const auto add = [](T* to, const T* from, int64_t count) {
+            for (int64_t i = 0; i < count; ++i) to[i] += from[i];
+        };
+        const Range pixels = split(pixels_, w.worker);
+        for (int64_t i = 0; i < w.count; ++i) {
+            const Live& live = w.live[i];
+            for (int64_t pixel = pixels.begin; pixel < pixels.end; ++pixel) {
+                const T* from = live.dgates + pixel * own_columns_;
+                if (live.step < 0) {
+                    const int64_t state = (live.place + shape_.batch) * image_ + pixel * hidden_;
+                    add(grad_h0_ + state, from, hidden_);
+                    if (cell_.has_c) add(grad_c0_ + state, from + hidden_, hidden_);
+                    continue;
+                }
+                add(dgates(live.place) + pixel * columns_, from, columns_);
+                if (cell_.candidate_apart) add(dgates_x(live.place) + pixel * columns_, from + columns_, columns_);
+            }
+        }
+    }
+
+    // The gradients by the weights and by x for the steps of this run.
+    void find_gradients() {
+        const int64_t first = steps_.begin * shape_.batch, images = (steps_.end - steps_.begin) * shape_.batch;
+        const T* g = dgates_;
+        const T* g_x = cell_.candidate_apart ? dgates_x_ : dgates_;
+        // Without copies the state before step 0 is zeros, which add nothing to the gradient by w_hh, but to that by b_hh.
+        const int64_t skipped = !copies_ && first == 0 ? shape_.batch : 0;
+        const bool b_hh_apart = p_.grad_b_hh && cell_.candidate_apart;
+        find_gradient(images - skipped, true, h_before(first + skipped), g + skipped * pixels_ * columns_, nullptr,
+                      p_.grad_w_hh, b_hh_apart && !skipped ? p_.grad_b_hh : nullptr, w_hh_sum_);
+        if (b_hh_apart && skipped) find_gradient(images, true, p_.out, g, nullptr, nullptr, p_.grad_b_hh, w_hh_sum_);
+        const int64_t size = pixels_ * shape_.inputs;
+        const T* x = p_.layer.x + first * size;
+        T* grad_x = p_.grad_x + first * size;
+        const bool turns = !same_order(shape_, shape_.inputs);
+        if (turns) {
+            turn_images<T>(images, pixels_, shape_.inputs, x, x_, true);
+            x = x_;
+            grad_x = x_ + run_ * shape_.batch * size;
+        }
+        T* b_ih = p_.grad_b_ih ? p_.grad_b_ih : cell_.candidate_apart ? nullptr : p_.grad_b_hh;
+        find_gradient(images, false, x, g_x, grad_x, p_.grad_w_ih, b_ih, w_ih_sum_);
+        if (turns) turn_images<T>(images, pixels_, shape_.inputs, grad_x, p_.grad_x + first * size, false);
+        if (!cell_.candidate_apart && p_.grad_b_hh && p_.grad_b_hh != b_ih && steps_.begin == 0)
+            __builtin_memcpy(p_.grad_b_hh, b_ih, static_cast<std::size_t>(columns_) * sizeof(T));
+    }
+
+    // One convolution's gradients; those by its weights go to `w` and `b` from the first run, and are added from the others.
+    void find_gradient(int64_t images, bool state, const T* x, const T* g, T* grad_x, T* w, T* b, T* sum) {
+        const ConvolutionShape shape = convolution_of(shape_, images, state);
+        const int64_t size = columns_ * shape.inputs * shape.kernel_height * shape.kernel_width;
+        T *to_w = w && !last_ ? sum : w, *to_b = b && !last_ ? sum + size : b;
+        convolution_backward(ConvolutionBackward<T>{shape, Activation::none, g, x,
+                                                    state ? p_.layer.w_hh : p_.layer.w_ih, nullptr, nullptr, grad_x,
+                                                    to_w, to_b});
+        if (last_) return;
+        const auto add = [](T* to, const T* from, int64_t count) {
+            share_elements<T>(to ? count : 0, [&](int64_t begin, int64_t length) {
+                for (int64_t i = begin; i < begin + length; ++i) to[i] += from[i];
+            });
+        };
+        add(w, sum, size);
+        add(b, sum + size, columns_);
+    }
+
+    // Each pixel's peepholes met the c before its gates i and f, and that behind its gate o.
+    void add_peepholes() {
+        run_parallel(threads_for(8.0 * static_cast<double>(image_)), [&](const Worker& worker) {
+            const Range mine = split(pixels_, worker);
+            if (last_) {
+                for (int g = 0; g < 3; ++g)
+                    fill<T>(peephole_sum_ + g * image_ + mine.begin * hidden_, (mine.end - mine.begin) * hidden_, 0);
+            }
+            for (int64_t place = steps_.begin * shape_.batch; place < steps_.end * shape_.batch; ++place) {
+                const T *before = c_before(place), *behind = p_.tape.beside + place * image_;
+                for (int64_t pixel = mine.begin; pixel < mine.end; ++pixel)
+                    for (int g = before ? 0 : 2; g < 3; ++g) {
+                        const T* c = (g < 2 ? before : behind) + pixel * hidden_;
+                        const T* d = dgates(place) + pixel * columns_ + (g < 2 ? g : 3) * hidden_;
+                        T* to = peephole_sum_ + g * image_ + pixel * hidden_;
+                        for (int64_t u = 0; u < hidden_; ++u) to[u] += d[u] * c[u];
+                    }
+            }
+        });
+    }
+
+    void write_peepholes() {
+        if (p_.layer.peephole_maps) {
+            if (turns_) return turn_images<T>(3, pixels_, hidden_, peephole_sum_, p_.grad_peephole, false);
+            __builtin_memcpy(p_.grad_peephole, peephole_sum_, static_cast<std::size_t>(3 * image_) * sizeof(T));
+            return;
+        }
+        for (int g = 0; g < 3; ++g) {
+            T* to = p_.grad_peephole + g * hidden_;
+            fill<T>(to, hidden_, 0);
+            for (int64_t pixel = 0; pixel < pixels_; ++pixel)
+                for (int64_t u = 0; u < hidden_; ++u) to[u] += peephole_sum_[g * image_ + pixel * hidden_ + u];
+        }
+    }
+
+    const ConvRecurrentBackward<T>& p_;
+    const ConvRecurrentShape shape_;
+    const CellShape cell_;
+    const int64_t pixels_, hidden_, image_, columns_, taps_count_;
+    const int64_t own_columns_;  // of a pixel's dgates during the walk
+    const int64_t most_lanes_, most_live_;
+    const int64_t run_;  // steps at a time
+    const int threads_;
+    const bool turns_;  // the output is in planes
+    const ApplyBackward<T> apply_;
+    const Blocks blocks_;
+    Packed<T> panels_;
+    Buffer<T> packed_, zeros_, dgates_, dgates_x_, own_, carry_, carries_, grad_scratch_, turned_h0_, turned_c0_;
+    T *const grad_h0_, *const grad_c0_;
+    Buffer<T> h_before_, x_, w_ih_sum_, w_hh_sum_, peephole_sum_;
+    Buffer<Tap> taps_;
+    const StateImages<T> h0_, c0_, grad_h_n_, grad_c_n_;
+    const Peepholes<T> peepholes_;
+    Buffer<const T*> pieces_;
+    Buffer<BackwardLine<T>> lines_;
+    Buffer<Segment> segments_;
+    Buffer<bool> continued_;
+    int64_t count_ = 0;            // of the run's segments
+    Range steps_{0, 0};            // of the run
+    bool last_ = true;             // the run holds the last step, and is the first to be walked
+    bool copies_ = false;
+};
+
+template <class T>
+void convrecurrent_backward(const ConvRecurrentBackward<T>& p) {
+    ConvBackwardPass<T>(p).run();
+}
+
+}  // namespace TBPTT_ISA
+}  // namespace tbptt

@@ -80,10 +80,11 @@ struct RecurrentBackward {
 // are [channels, Y, X] or, with `channels_last`, [Y, X, channels]; the shapes below are those of the first.
 struct ConvRecurrentShape {
     Cell cell;
-    std::int64_t steps, batch, inputs, hidden, height, width;  // T, B, C, H, Y, X, all >= 1
+    std::int64_t steps, batch, inputs, hidden, height, width;                           // T, B, C, H, Y, X, all >= 1
     std::int64_t kernel_ih_height, kernel_ih_width, kernel_hh_height, kernel_hh_width;  // odd
     std::int64_t dilation_y, dilation_x;                                                // of both kernels
     bool channels_last;
+    Algorithm algorithm;  // automatic or direct, of all convolutions
 };
 
 template <class T>

@@ -23,21 +23,17 @@ struct ConvTape {
 };
 
 const char* forward_name(Cell cell) {
-    return cell == Cell::lstm  ? "convlstm_forward"
-           : cell == Cell::gru ? "convgru_forward"
-                               : "convrnn_forward";
+    return cell == Cell::lstm ? "convlstm_forward" : cell == Cell::gru ? "convgru_forward" : "convrnn_forward";
 }
 const char* backward_name(Cell cell) {
-    return cell == Cell::lstm  ? "convlstm_backward"
-           : cell == Cell::gru ? "convgru_backward"
-                               : "convrnn_backward";
+    return cell == Cell::lstm ? "convlstm_backward" : cell == Cell::gru ? "convgru_backward" : "convrnn_backward";
 }
 
 // Arrays of the layer's own form, before they are checked.
 struct Given {
     py::array x, w_ih, w_hh;
     State state;
-    py::handle peephole, is_init, dilation, layout;
+    py::handle peephole, is_init, dilation, layout, algo;
 };
 
 class Reader {
@@ -49,6 +45,7 @@ class Reader {
         check_rank(w_ih, 4, at("w_ih"));
         check_rank(w_hh, 4, at("w_hh"));
         s_.channels_last = read_channels_last(given.layout, op);
+        s_.algorithm = read_algorithm();
         s_.steps = x.shape(0);
         s_.batch = x.shape(1);
         s_.inputs = x.shape(s_.channels_last ? 4 : 2);
@@ -70,10 +67,11 @@ class Reader {
         constexpr int64_t most = (int64_t{1} << 31) - 2;
         for (const int64_t size : {s_.steps, s_.batch, s_.height, s_.width})
             if (size > most) at("x").value_error("expected sizes below 2^31, got shape " + format_shape(x));
-        for (const int64_t size : {s_.dilation_y, s_.dilation_x, w_ih.shape(2), w_ih.shape(3), w_hh.shape(2), w_hh.shape(3)})
+        for (const int64_t size :
+             {s_.dilation_y, s_.dilation_x, w_ih.shape(2), w_ih.shape(3), w_hh.shape(2), w_hh.shape(3)})
             if (size > most) at("dilation").value_error("expected kernels and dilation below 2^31");
-        element_count({columns() + s_.hidden, s_.steps > 0 ? s_.steps : 1, s_.batch > 0 ? s_.batch : 1, s_.height,
-                       s_.width});
+        element_count(
+            {columns() + s_.hidden, s_.steps > 0 ? s_.steps : 1, s_.batch > 0 ? s_.batch : 1, s_.height, s_.width});
     }
 
     const ConvRecurrentShape& shape() const { return s_; }
@@ -119,6 +117,15 @@ class Reader {
 
    private:
     Argument at(const char* name) const { return {op_, name}; }
+
+    Algorithm read_algorithm() const {
+        if (!py::isinstance<py::str>(given_.algo))
+            at("algo").type_error("expected a string, got " + type_name(given_.algo));
+        const std::string name = py::str(given_.algo);
+        if (name != "auto" && name != "direct")
+            at("algo").value_error("expected 'auto' or 'direct', got '" + name + "'");
+        return name == "auto" ? Algorithm::automatic : Algorithm::direct;
+    }
 
     void read_kernel(const py::array& w, const char* name, int64_t& height, int64_t& width) const {
         height = w.shape(2);
@@ -191,16 +198,15 @@ py::tuple forward(const Reader& reader, py::handle b_ih_given, py::handle b_hh_g
             copy_or_zero<T>(p.out + (shape.steps - 1) * last, h_n.data, last);
         }
     }
-    return py::make_tuple(
-        out_array,
-        state_of(shape.cell, reshaped(h_n.array, reader.state()),
-                 pair ? py::object(reshaped(c_n.array, reader.state())) : py::object(py::none())),
-        tape_object);
+    return py::make_tuple(out_array,
+                          state_of(shape.cell, reshaped(h_n.array, reader.state()),
+                                   pair ? py::object(reshaped(c_n.array, reader.state())) : py::object(py::none())),
+                          tape_object);
 }
 
 py::tuple convrecurrent_forward(py::handle cell_name, py::handle x, py::handle hx, py::handle w_ih, py::handle w_hh,
                                 py::handle b_ih, py::handle b_hh, py::handle peephole, py::handle is_init,
-                                py::handle dilation, py::handle layout, py::handle training_given) {
+                                py::handle dilation, py::handle layout, py::handle algo, py::handle training_given) {
     const Cell cell = read_cell(cell_name, {"convrnn_forward", "nonlinearity"});
     const char* op = forward_name(cell);
     const bool training = read_bool(training_given, {op, "training"});
@@ -211,7 +217,8 @@ py::tuple convrecurrent_forward(py::handle cell_name, py::handle x, py::handle h
                       peephole,
                       is_init,
                       dilation,
-                      layout};
+                      layout,
+                      algo};
     const DType dtype = float_dtype(given.x, {op, "x"});
     const Reader reader(op, cell, given);
     return with_dtype(dtype, [&](auto zero) { return forward<decltype(zero)>(reader, b_ih, b_hh, training); });
@@ -282,13 +289,12 @@ py::tuple backward(const char* op, const ConvTape& tape, const Reader& reader, p
             kernels<T>().convrecurrent_backward(p);
         }
     }
-    return py::make_tuple(
-        reshaped(grad_x.array, reader.x()),
-        state_of(s.cell, reshaped(grad_h0.array, reader.state()),
-                 pair ? py::object(reshaped(grad_c0.array, reader.state())) : py::object(py::none())),
-        reshaped(grad_w_ih.array, reader.w_ih()), reshaped(grad_w_hh.array, reader.w_hh()),
-        chosen(tape.has_b_ih, grad_b_ih.array), chosen(tape.has_b_hh, grad_b_hh.array),
-        chosen(peephole != nullptr, grad_peephole.array, peephole_extents));
+    return py::make_tuple(reshaped(grad_x.array, reader.x()),
+                          state_of(s.cell, reshaped(grad_h0.array, reader.state()),
+                                   pair ? py::object(reshaped(grad_c0.array, reader.state())) : py::object(py::none())),
+                          reshaped(grad_w_ih.array, reader.w_ih()), reshaped(grad_w_hh.array, reader.w_hh()),
+                          chosen(tape.has_b_ih, grad_b_ih.array), chosen(tape.has_b_hh, grad_b_hh.array),
+                          chosen(peephole != nullptr, grad_peephole.array, peephole_extents));
 }
 
 py::tuple convrecurrent_backward(py::handle cell_name, py::handle tape_given, py::handle grad_out, py::handle grad_hx,
@@ -308,7 +314,8 @@ py::tuple convrecurrent_backward(py::handle cell_name, py::handle tape_given, py
     const Truncation windows = read_truncation(truncation, s.steps, {op, "truncation"});
     const py::tuple dilation = py::make_tuple(s.dilation_y, s.dilation_x);
     const py::str layout(s.channels_last ? "NHWC" : "NCHW");
-    const Given given{tape.x, tape.w_ih, tape.w_hh, {}, py::none(), py::none(), dilation, layout};
+    const py::str algo(s.algorithm == Algorithm::direct ? "direct" : "auto");
+    const Given given{tape.x, tape.w_ih, tape.w_hh, {}, py::none(), py::none(), dilation, layout, algo};
     const Reader reader(op, s.cell, given);  // of the shapes
     return with_dtype(tape.dtype, [&](auto zero) {
         return backward<decltype(zero)>(op, tape, reader, grad_out, state, windows, carry_scale);
@@ -317,8 +324,8 @@ py::tuple convrecurrent_backward(py::handle cell_name, py::handle tape_given, py
 
 // The tape of an earlier forward pass from its arguments, its output and `memory`, which may have been moved meanwhile.
 ConvTape restore(py::handle cell_name, py::handle x, py::handle hx, py::handle w_ih, py::handle w_hh,
-                 py::handle peephole, py::handle has_b_ih, py::handle has_b_hh, py::handle is_init,
-                 py::handle dilation, py::handle layout, py::handle out, py::handle memory) {
+                 py::handle peephole, py::handle has_b_ih, py::handle has_b_hh, py::handle is_init, py::handle dilation,
+                 py::handle layout, py::handle algo, py::handle out, py::handle memory) {
     const char* op = "restore_conv_tape";
     const Cell cell = read_cell(cell_name, {op, "cell"});
     const Given given{to_array(x, {op, "x"}),
@@ -328,7 +335,8 @@ ConvTape restore(py::handle cell_name, py::handle x, py::handle hx, py::handle w
                       peephole,
                       is_init,
                       dilation,
-                      layout};
+                      layout,
+                      algo};
     const DType dtype = float_dtype(given.x, {op, "x"});
     const Reader reader(op, cell, given);
     ConvTape tape{};

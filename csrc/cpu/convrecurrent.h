@@ -14,6 +14,8 @@ namespace TBPTT_ISA {
 
 // Instantiated in convolution_float.cpp and convolution_double.cpp.
 template <class T>
+bool has_faster_way(const ConvolutionShape&);
+template <class T>
 void convolution_forward(const ConvolutionForward<T>&);
 template <class T>
 void convolution_backward(const ConvolutionBackward<T>&);
@@ -53,8 +55,17 @@ TBPTT_INLINE ConvolutionShape convolution_of(const ConvRecurrentShape& s, int64_
     c.pad_top = (height - 1) / 2 * s.dilation_y;
     c.pad_left = (width - 1) / 2 * s.dilation_x;
     c.channels_last = true;
-    c.algorithm = Algorithm::automatic;
+    c.algorithm = s.algorithm;
     return c;
+}
+
+// Whether the products of a step are made apart from the cell: where images are large and convolutions have a faster way
+// than the tiles behind which the cell is applied.
+template <class T>
+bool stands_apart(const ConvRecurrentShape& s) {
+    constexpr int64_t least_rows = 1024;
+    return s.batch * pixels_of(s) >= least_rows && taps_of_state(s) > 1 &&
+           has_faster_way<T>(convolution_of(s, s.batch, true));
 }
 
 // The taps of the recurrent kernel, or, `flipped`, of its transpose.
@@ -127,8 +138,7 @@ class Peepholes {
           turns_(layer.peephole && layer.peephole_maps && !same_order(layer.shape, layer.shape.hidden)),
           turned_(turns_ ? 3 * gate_ : 0),
           data_(turns_ ? static_cast<const T*>(turned_) : layer.peephole) {
-        if (turns_)
-            turn_images<T>(3, pixels_of(layer.shape), layer.shape.hidden, layer.peephole, turned_, true);
+        if (turns_) turn_images<T>(3, pixels_of(layer.shape), layer.shape.hidden, layer.peephole, turned_, true);
     }
     const T* at(int64_t pixel) const { return data_ ? data_ + pixel * pixel_ : nullptr; }
     int64_t gate() const { return gate_; }

@@ -17,7 +17,7 @@ class ConvBackwardPass {
     static constexpr int L = lanes<T>;
 
    public:
-    explicit ConvBackwardPass(const ConvRecurrentBackward<T>& p)
+    TBPTT_COLD explicit ConvBackwardPass(const ConvRecurrentBackward<T>& p)
         : p_(p),
           shape_(p.layer.shape),
           cell_(shape_of(shape_.cell)),
@@ -33,10 +33,12 @@ class ConvBackwardPass {
           threads_(threads_for(2.0 * static_cast<double>(most_live_ * pixels_ * taps_count_) *
                                static_cast<double>(columns_ * hidden_))),
           turns_(!same_order(shape_, hidden_)),
+          apart_(own_columns_ == columns_ && stands_apart<T>(shape_)),
           apply_(find_backward<T>(shape_.cell, p.layer.peephole != nullptr)),
           blocks_(most_live_ * pixels_, threads_),
           panels_(layout_panels<T>(taps_count_ * columns_, hidden_, choose_vectors<T>(hidden_))),
-          packed_(panels_.size()),
+          packed_(apart_ ? 0 : panels_.size()),
+          products_(apart_ ? most_live_ * image_ + L : 0),
           zeros_(columns_),
           dgates_((run_ + 1) * shape_.batch * pixels_ * columns_),
           dgates_x_(cell_.candidate_apart ? run_ * shape_.batch * pixels_ * columns_ : 0),
@@ -62,7 +64,8 @@ class ConvBackwardPass {
           pieces_(threads_ * taps_count_ * blocks_.size),
           lines_(threads_ * blocks_.size),
           segments_(p.segment_count),
-          continued_(p.segment_count) {
+          continued_(p.segment_count),
+          weights_(make_packed_weights()) {
         panels_.data = packed_;
         fill<T>(zeros_, columns_, 0);
         fill<T>(grad_h0_, shape_.batch * image_, 0);
@@ -70,10 +73,14 @@ class ConvBackwardPass {
         find_taps(shape_, true, taps_);
     }
 
-    void run() {
+    ~ConvBackwardPass() { destroy_packed_weights(weights_); }
+    ConvBackwardPass(const ConvBackwardPass&) = delete;
+    ConvBackwardPass& operator=(const ConvBackwardPass&) = delete;
+
+    TBPTT_COLD void run() {
         run_parallel(threads_, [this](const Worker& worker) {
             const Range mine = split(columns_, worker);
-            for (int64_t row = mine.begin; row < mine.end; ++row) pack(row);
+            for (int64_t row = mine.begin; row < mine.end && !apart_; ++row) pack(row);
         });
         if (p_.overlapping) clear_sums();
         for (int64_t i = ceil_div(shape_.steps, run_) - 1; i >= 0; --i) {
@@ -82,8 +89,7 @@ class ConvBackwardPass {
             cut_segments();
             copies_ = needs_copies(steps_);
             if (copies_) copy_states();
-            Tasks even(blocks_.count(most_live_ * pixels_), threads_), odd(blocks_.count(most_live_ * pixels_), threads_);
-            run_parallel(threads_, [&](const Worker& worker) { walk(worker, even, odd); });
+            apart_ ? walk_apart() : walk();
             find_gradients();
             if (p_.grad_peephole) add_peepholes();
             // The next run's segments go on from here.
@@ -99,7 +105,7 @@ class ConvBackwardPass {
     }
 
    private:
-    static constexpr int64_t most_rows = 32768;               // of one lag
+    static constexpr int64_t most_rows = 32768;              // of one lag
     static constexpr int64_t run_bytes = int64_t{32} << 20;  // of dgates
     int64_t kernel_ih() const { return shape_.kernel_ih_height * shape_.kernel_ih_width; }
 
@@ -121,7 +127,7 @@ class ConvBackwardPass {
     }
 
     // The segments' parts in the steps of this run, longest first. The initial state belongs to step 0.
-    void cut_segments() {
+    TBPTT_COLD void cut_segments() {
         Buffer<int64_t> places(steps_.end - steps_.begin + 3);
         fill<int64_t>(places, steps_.end - steps_.begin + 3, 0);
         const int64_t longest = steps_.end - steps_.begin + 1;
@@ -138,7 +144,8 @@ class ConvBackwardPass {
         for (int64_t i = 0; i <= longest; ++i) places[i + 1] += places[i];
         for_parts([&](const Segment& s, int64_t first, int64_t length) {
             const int64_t at = places[longest - length]++;
-            segments_[at] = {s.batch, static_cast<std::int32_t>(first), static_cast<std::int32_t>(length), s.inject_from};
+            segments_[at] = {s.batch, static_cast<std::int32_t>(first), static_cast<std::int32_t>(length),
+                             s.inject_from};
             continued_[at] = first < s.origin;
         });
     }
@@ -167,7 +174,7 @@ class ConvBackwardPass {
     bool needs_copies() const { return needs_copies({0, shape_.steps}); }
 
     // The states that enter the steps of this run, channels last. A reset selects: 0·NaN never enters.
-    void copy_states() {
+    TBPTT_COLD void copy_states() {
         const int64_t first = steps_.begin * shape_.batch, images = (steps_.end - steps_.begin) * shape_.batch;
         run_parallel(threads_for(4.0 * static_cast<double>(images * image_)), [&](const Worker& worker) {
             const Range mine = split(images, worker);
@@ -178,7 +185,8 @@ class ConvBackwardPass {
                 if (reset_at(place) || (initial && !h0_.data()))
                     fill<T>(to, image_, 0);
                 else if (turns_ && !initial)
-                    planes_to_pixels<T>(p_.out + (place - shape_.batch) * image_, pixels_, pixels_, hidden_, to, hidden_);
+                    planes_to_pixels<T>(p_.out + (place - shape_.batch) * image_, pixels_, pixels_, hidden_, to,
+                                        hidden_);
                 else
                     __builtin_memcpy(to,
                                      initial ? h0_.data() + place * image_ : p_.out + (place - shape_.batch) * image_,
@@ -203,21 +211,67 @@ class ConvBackwardPass {
         int64_t step, place;  // -1 in the initial state; of the image in [T, B]
         bool carried;         // something comes from the later step
         bool injects;
-        T factor;             // of that
+        T factor;  // of that
         const T *carry, *more_grad_h;
         T *carry_out, *dgates, *dgates_x;
     };
 
     struct Walk {
-        const Worker& worker;
         int64_t step, count;
         Live live[rows_together];
         const T* sources[rows_together];  // the later step's dgates
     };
 
+    void walk() {
+        Tasks even(blocks_.count(most_live_ * pixels_), threads_), odd(blocks_.count(most_live_ * pixels_), threads_);
+        run_parallel(threads_, [&](const Worker& worker) { walk(worker, even, odd); });
+    }
+
+    // The product of each lag for itself, in runs of images that lie one after the other.
+    TBPTT_COLD void walk_apart() {
+        Lanes lanes(segments_, count_, most_lanes_);
+        Walk w{0, 0, {}, {}};
+        while (lanes.count() > 0) {
+            find_live(lanes, w);
+            for (int64_t i = 0, end; i < w.count; i = end) {
+                for (end = i + 1; end < w.count && w.live[i].carried && w.live[end].carried &&
+                                  w.sources[end] == w.sources[i] + (end - i) * pixels_ * columns_;)
+                    ++end;
+                if (w.live[i].carried)
+                    convolve_back(w.sources[i], end - i, products_ + i * image_);
+                else
+                    fill<T>(products_ + i * image_, image_, 0);
+            }
+            const int64_t blocks = blocks_.count(w.count * pixels_);
+            Tasks tasks(blocks, threads_);
+            run_parallel(threads_, [&](const Worker& worker) {
+                tasks.run(worker, [&](int64_t i) { finish_block(worker, w, i); });
+                if (!p_.overlapping) return;
+                wait_for_all(worker);
+                add_own(worker, w);
+            });
+            lanes.advance(++w.step);
+        }
+    }
+
+    void convolve_back(const T* dgates, int64_t images, T* to) {
+        ConvolutionShape shape = convolution_of(shape_, images, true);
+        shape.transposed = true;
+        convolution_forward(
+            ConvolutionForward<T>{shape, Activation::none, dgates, p_.layer.w_hh, weights_, nullptr, to});
+    }
+
+    void finish_block(const Worker& worker, const Walk& w, int64_t index) {
+        const int64_t first = index * blocks_.size, count = smaller(blocks_.size, w.count * pixels_ - first);
+        BackwardLine<T>* lines = lines_ + worker.index * blocks_.size;
+        find_lines(worker, w, first, count, lines);
+        apply_(BackwardTile<T>{lines, count, products_ + first * hidden_, hidden_, 0, 0,
+                               static_cast<int>(ceil_div(hidden_, L)), hidden_, nullptr, peepholes_.gate(), false});
+    }
+
     void walk(const Worker& worker, Tasks& even, Tasks& odd) {
         Lanes lanes(segments_, count_, most_lanes_);
-        Walk w{worker, 0, 0, {}, {}};
+        Walk w{0, 0, {}, {}};
         while (lanes.count() > 0) {
             Tasks &now = w.step % 2 ? odd : even, &next = w.step % 2 ? even : odd;
             next.reset(worker);
@@ -225,17 +279,15 @@ class ConvBackwardPass {
             const int64_t blocks = blocks_.count(w.count * pixels_);
             const int64_t parts = Blocks::parts(blocks, panels_.panels, threads_);
             now.run(worker, blocks * parts,
-                    [&](int64_t i) { carry_back(w, i / parts, split(panels_.panels, i % parts, parts)); });
+                    [&](int64_t i) { carry_back(worker, w, i / parts, split(panels_.panels, i % parts, parts)); });
             // dgates of other workers' rows enter this worker's next product.
             wait_for_all(worker);
-            if (p_.overlapping) add_own(w);
+            if (p_.overlapping) add_own(worker, w);
             lanes.advance(++w.step);
         }
     }
 
-    T* own(int64_t step, int64_t slot) const {
-        return own_ + (step % 2 * most_live_ + slot) * pixels_ * own_columns_;
-    }
+    T* own(int64_t step, int64_t slot) const { return own_ + (step % 2 * most_live_ + slot) * pixels_ * own_columns_; }
     T* dgates(int64_t place) const { return dgates_ + (place - steps_.begin * shape_.batch) * pixels_ * columns_; }
     T* dgates_x(int64_t place) const { return dgates_x_ + (place - steps_.begin * shape_.batch) * pixels_ * columns_; }
     // The carry that a run leaves to the one before it; they take turns.
@@ -244,7 +296,7 @@ class ConvBackwardPass {
         return carries_ + (turn * shape_.batch + batch) * image_;
     }
 
-    void find_live(const Lanes& lanes, Walk& w) const {
+    TBPTT_COLD void find_live(const Lanes& lanes, Walk& w) const {
         w.count = lanes.count();
         for (int64_t i = 0; i < w.count; ++i) {
             const Lanes::Lane& lane = lanes[i];
@@ -261,8 +313,8 @@ class ConvBackwardPass {
             live.injects = p_.grad_out && step >= segment.inject_from;
             live.factor = carried && p_.carry_scale ? p_.carry_scale[later] : T(1);
             live.more_grad_h = final && grad_h_n_.data() ? grad_h_n_.data() + segment.batch * image_ : nullptr;
-            live.carry = goes_on   ? carry_between(false, segment.batch)
-                         : carried ? slot
+            live.carry = goes_on                     ? carry_between(false, segment.batch)
+                         : carried                   ? slot
                          : final && grad_c_n_.data() ? grad_c_n_.data() + segment.batch * image_
                                                      : nullptr;
             live.carry_out = step == steps_.begin && step > 0 ? carry_between(true, segment.batch) : slot;
@@ -278,20 +330,20 @@ class ConvBackwardPass {
                 live.dgates = dgates(place);
                 live.dgates_x = cell_.candidate_apart ? dgates_x(place) : nullptr;
             }
-            w.sources[i] = !carried        ? nullptr
-                           : goes_on       ? dgates_ + (run_ * shape_.batch + segment.batch) * pixels_ * columns_
+            w.sources[i] = !carried         ? nullptr
+                           : goes_on        ? dgates_ + (run_ * shape_.batch + segment.batch) * pixels_ * columns_
                            : p_.overlapping ? own(w.step + 1, lane.slot)
-                                           : dgates(later);
+                                            : dgates(later);
         }
     }
 
-    void carry_back(const Walk& w, int64_t index, Range panels) {
+    void carry_back(const Worker& worker, const Walk& w, int64_t index, Range panels) {
         const int64_t first = index * blocks_.size, count = smaller(blocks_.size, w.count * pixels_ - first);
-        const T** pieces = pieces_ + w.worker.index * taps_count_ * blocks_.size;
-        BackwardLine<T>* lines = lines_ + w.worker.index * blocks_.size;
-        const bool carried = find_lines(w, first, count, lines);
+        const T** pieces = pieces_ + worker.index * taps_count_ * blocks_.size;
+        BackwardLine<T>* lines = lines_ + worker.index * blocks_.size;
+        const bool carried = find_lines(worker, w, first, count, lines);
         const auto finish = [&](int64_t p, int64_t row, int64_t height, const T* c) {
-            apply_(BackwardTile<T>{lines + row, height, c ? c : nothing<T>, c ? panels_.width() : 0,
+            apply_(BackwardTile<T>{lines + row, height, c ? c : nothing<T>, c ? panels_.width() : 0, 0,
                                    p * panels_.width(), panels_.vectors, hidden_, nullptr, peepholes_.gate(), false});
         };
         if (carried) {
@@ -303,7 +355,7 @@ class ConvBackwardPass {
     }
 
     // Whether anything is carried to any of the rows.
-    bool find_lines(const Walk& w, int64_t first, int64_t count, BackwardLine<T>* lines) const {
+    bool find_lines(const Worker& worker, const Walk& w, int64_t first, int64_t count, BackwardLine<T>* lines) const {
         bool any = false;
         for_images(pixels_, first, count, [&](int64_t row, int64_t image, int64_t pixel, int64_t length) {
             const Live& live = w.live[image];
@@ -312,11 +364,13 @@ class ConvBackwardPass {
             const int64_t place = initial ? 0 : live.place;
             const T *h = initial || !cell_.candidate_apart ? nullptr : h_before(place),
                     *c = initial || !cell_.has_c ? nullptr : c_before(place);
-            const T* grad = live.injects ? find_losses(w, place, pixel, length, row) : nullptr;
+            const T* grad = live.injects ? find_losses(worker, place, pixel, length, row) : nullptr;
             // elements from one pixel to the next
             const int64_t dgates_stride = initial && !p_.overlapping ? hidden_ : own_columns_;
             const int64_t carry_stride = initial && p_.overlapping ? own_columns_ : hidden_;
-            const auto part = [&](const T* from, int64_t at) { return from ? from + at : static_cast<const T*>(zeros_); };
+            const auto part = [&](const T* from, int64_t at) {
+                return from ? from + at : static_cast<const T*>(zeros_);
+            };
             for (int64_t i = 0; i < length; ++i, ++row, ++pixel) {
                 const int64_t at = place * pixels_ + pixel;
                 lines[row] = {p_.tape.maps + at * columns_,
@@ -338,19 +392,19 @@ class ConvBackwardPass {
     }
 
     // The gradients of the losses by some pixels' outputs, their channels together.
-    const T* find_losses(const Walk& w, int64_t place, int64_t pixel, int64_t count, int64_t row) const {
+    const T* find_losses(const Worker& worker, int64_t place, int64_t pixel, int64_t count, int64_t row) const {
         if (!turns_) return p_.grad_out + place * image_ + pixel * hidden_;
-        T* to = grad_scratch_ + (w.worker.index * blocks_.size + row) * hidden_;
+        T* to = grad_scratch_ + (worker.index * blocks_.size + row) * hidden_;
         planes_to_pixels<T>(p_.grad_out + place * image_ + pixel, pixels_, count, hidden_, to, hidden_);
         return to;
     }
 
     // Overlapping windows add to the same steps: each element's sums belong to one worker, in the order of the lanes.
-    void add_own(const Walk& w) {
+    void add_own(const Worker& worker, const Walk& w) {
         const auto add = [](T* to, const T* from, int64_t count) {
             for (int64_t i = 0; i < count; ++i) to[i] += from[i];
         };
-        const Range pixels = split(pixels_, w.worker);
+        const Range pixels = split(pixels_, worker);
         for (int64_t i = 0; i < w.count; ++i) {
             const Live& live = w.live[i];
             for (int64_t pixel = pixels.begin; pixel < pixels.end; ++pixel) {
@@ -368,7 +422,7 @@ class ConvBackwardPass {
     }
 
     // The gradients by the weights and by x for the steps of this run.
-    void find_gradients() {
+    TBPTT_COLD void find_gradients() {
         const int64_t first = steps_.begin * shape_.batch, images = (steps_.end - steps_.begin) * shape_.batch;
         const T* g = dgates_;
         const T* g_x = cell_.candidate_apart ? dgates_x_ : dgates_;
@@ -395,7 +449,7 @@ class ConvBackwardPass {
     }
 
     // One convolution's gradients; those by its weights go to `w` and `b` from the first run, and are added from the others.
-    void find_gradient(int64_t images, bool state, const T* x, const T* g, T* grad_x, T* w, T* b, T* sum) {
+    TBPTT_COLD void find_gradient(int64_t images, bool state, const T* x, const T* g, T* grad_x, T* w, T* b, T* sum) {
         const ConvolutionShape shape = convolution_of(shape_, images, state);
         const int64_t size = columns_ * shape.inputs * shape.kernel_height * shape.kernel_width;
         T *to_w = w && !last_ ? sum : w, *to_b = b && !last_ ? sum + size : b;
@@ -433,7 +487,7 @@ class ConvBackwardPass {
         });
     }
 
-    void write_peepholes() {
+    TBPTT_COLD void write_peepholes() {
         if (p_.layer.peephole_maps) {
             if (turns_) return turn_images<T>(3, pixels_, hidden_, peephole_sum_, p_.grad_peephole, false);
             __builtin_memcpy(p_.grad_peephole, peephole_sum_, static_cast<std::size_t>(3 * image_) * sizeof(T));
@@ -456,10 +510,12 @@ class ConvBackwardPass {
     const int64_t run_;  // steps at a time
     const int threads_;
     const bool turns_;  // the output is in planes
+    const bool apart_;  // the product of a lag is made before the cell
     const ApplyBackward<T> apply_;
     const Blocks blocks_;
     Packed<T> panels_;
-    Buffer<T> packed_, zeros_, dgates_, dgates_x_, own_, carry_, carries_, grad_scratch_, turned_h0_, turned_c0_;
+    Buffer<T> packed_, products_, zeros_, dgates_, dgates_x_, own_, carry_, carries_, grad_scratch_, turned_h0_,
+        turned_c0_;
     T *const grad_h0_, *const grad_c0_;
     Buffer<T> h_before_, x_, w_ih_sum_, w_hh_sum_, peephole_sum_;
     Buffer<Tap> taps_;
@@ -469,9 +525,10 @@ class ConvBackwardPass {
     Buffer<BackwardLine<T>> lines_;
     Buffer<Segment> segments_;
     Buffer<bool> continued_;
-    int64_t count_ = 0;            // of the run's segments
-    Range steps_{0, 0};            // of the run
-    bool last_ = true;             // the run holds the last step, and is the first to be walked
+    PackedWeights* const weights_;
+    int64_t count_ = 0;  // of the run's segments
+    Range steps_{0, 0};  // of the run
+    bool last_ = true;   // the run holds the last step, and is the first to be walked
     bool copies_ = false;
 };
 

@@ -11,8 +11,8 @@ template <class T>
 struct ForwardLine {
     T* maps;  // [gates][H]: the convolution of x with the biases; then, where `keeps`, what the tape keeps
     const T *h_before, *c_before;
-    T* h;         // out =
-    T* beside;    // out = c; of the GRU the candidate's recurrent part, or null
+    T* h;       // out =
+    T* beside;  // out = c; of the GRU the candidate's recurrent part, or null
     const T* peephole;
 };
 
@@ -36,8 +36,8 @@ template <class T, class Line>
 struct CellTile {
     const Line* lines;
     int64_t height;
-    const T* product;     // of row r at r·product_row, gates `vectors`·lanes apart
-    int64_t product_row;  // 0 where there is none: the product is zeros
+    const T* product;                   // of row r at r·product_row; whole vectors can be read
+    int64_t product_row, product_gate;  // 0 where there is none: the product is zeros
     int64_t unit;
     int vectors;
     int64_t hidden;
@@ -69,12 +69,11 @@ TBPTT_INLINE CellPlace<T, Line> place_in(const CellTile<T, Line>& tile, int64_t 
 
 template <class T, template <class> class CellOf, bool Peephole>
 __attribute__((noinline)) void apply_forward(const ForwardTile<T>& tile) {
-    constexpr int N = units_together, L = lanes<T>;
+    constexpr int N = units_together;
     using Cell = CellOf<VecMath<T, N>>;
     using V = Wide<T, N>;
     constexpr CellShape cell = Cell::shape;
     const int64_t vectors = tile.height * tile.vectors, hidden = tile.hidden;
-    const int64_t gate = tile.product_row ? tile.vectors * L : 0;
     for (int64_t first = 0; first < vectors; first += N) {
         CellPlace<T, ForwardLine<T>> at[N];
         // At the end the last vector is taken again: its values have been read before they are written.
@@ -84,11 +83,10 @@ __attribute__((noinline)) void apply_forward(const ForwardTile<T>& tile) {
 #pragma GCC unroll 4
         for (int g = 0; g < cell.gates; ++g) {
             in[g] = each<T, N>([&](int n) { return read(n, at[n].line->maps + g * hidden); });
-            rec[g] = each<T, N>([&](int n) { return load(at[n].product + g * gate); });
+            rec[g] = each<T, N>([&](int n) { return load(at[n].product + g * tile.product_gate); });
         }
         if (cell.candidate_apart) {
-            rec[cell.gates - 1] =
-                rec[cell.gates - 1] + each<T, N>([&](int n) { return read(n, tile.candidate_bias); });
+            rec[cell.gates - 1] = rec[cell.gates - 1] + each<T, N>([&](int n) { return read(n, tile.candidate_bias); });
             h_before = each<T, N>([&](int n) { return read(n, at[n].line->h_before); });
         }
         if (cell.has_c) c_before = each<T, N>([&](int n) { return read(n, at[n].line->c_before); });
@@ -118,8 +116,7 @@ __attribute__((noinline)) void apply_forward(const ForwardTile<T>& tile) {
 
 // The gradient of the initial state: the same for all cells.
 template <class T>
-__attribute__((noinline)) void into_initial_state(const CellPlace<T, BackwardLine<T>>& at, bool has_c,
-                                                  bool has_carry) {
+__attribute__((noinline)) void into_initial_state(const CellPlace<T, BackwardLine<T>>& at, bool has_c, bool has_carry) {
     const BackwardLine<T>& line = *at.line;
     Vec<T> h = load(at.product) * line.factor, carry{};
     if (has_carry) carry = load_partial(line.carry + at.unit, at.count) * line.factor;
@@ -157,8 +154,7 @@ __attribute__((noinline)) void apply_backward(const BackwardTile<T>& tile) {
             return load(at[n].product) * line.factor + (read(n, line.grad_h) + read(n, line.more_grad_h));
         });
         V carry{}, saved[cell.saved + 1], h{}, c{}, h_before{}, c_before{}, carry_out{}, dgates[cell.gate_gradients];
-        if (cell.has_carry)
-            carry = each<T, N>([&](int n) { return read(n, at[n].line->carry) * at[n].line->factor; });
+        if (cell.has_carry) carry = each<T, N>([&](int n) { return read(n, at[n].line->carry) * at[n].line->factor; });
 #pragma GCC unroll 4
         for (int g = 0; g < cell.gates; ++g) {
             const V value = each<T, N>([&](int n) { return read(n, at[n].line->maps + g * hidden); });
@@ -189,8 +185,7 @@ __attribute__((noinline)) void apply_backward(const BackwardTile<T>& tile) {
 #pragma GCC unroll 4
             for (int g = 0; g < cell.gates; ++g) {
                 write(line.dgates + g * hidden, dgates[cell.recurrent_first() + g].part[n]);
-                if (cell.candidate_apart)
-                    write(line.dgates_x + g * hidden, dgates[(g + 1) % cell.gates].part[n]);
+                if (cell.candidate_apart) write(line.dgates_x + g * hidden, dgates[(g + 1) % cell.gates].part[n]);
             }
         }
     }

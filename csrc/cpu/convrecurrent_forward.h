@@ -15,7 +15,7 @@ class ConvForwardPass {
     static constexpr int L = lanes<T>;
 
    public:
-    explicit ConvForwardPass(const ConvRecurrentForward<T>& p)
+    TBPTT_COLD explicit ConvForwardPass(const ConvRecurrentForward<T>& p)
         : p_(p),
           shape_(p.layer.shape),
           cell_(shape_of(shape_.cell)),
@@ -24,9 +24,11 @@ class ConvForwardPass {
           hidden_(shape_.hidden),
           columns_(cell_.gates * hidden_),
           taps_count_(taps_of_state(shape_)),
-          threads_(threads_for(2.0 * static_cast<double>(rows_ * taps_count_) * static_cast<double>(columns_ * hidden_))),
+          threads_(
+              threads_for(2.0 * static_cast<double>(rows_ * taps_count_) * static_cast<double>(columns_ * hidden_))),
           keeps_(p.tape.maps != nullptr),
           turns_(!same_order(shape_, hidden_)),
+          apart_(stands_apart<T>(shape_)),
           apply_(find_forward<T>(shape_.cell, p.layer.peephole != nullptr)),
           blocks_(rows_, threads_),
           unit_vectors_(cell_.gates == 1 ? choose_vectors<T>(hidden_) : 1),
@@ -34,7 +36,8 @@ class ConvForwardPass {
           parts_(Blocks::parts(blocks_.count(rows_), unit_panels_, threads_)),
           run_(choose_run()),
           panels_{nullptr, taps_count_ * hidden_, unit_panels_, cell_.gates * unit_vectors_},
-          packed_(panels_.size()),
+          packed_(apart_ ? 0 : panels_.size()),
+          products_(apart_ ? rows_ * columns_ + L : 0),
           bias_(columns_),
           candidate_bias_(hidden_),
           zeros_(hidden_),
@@ -49,24 +52,30 @@ class ConvForwardPass {
           pieces_(threads_ * taps_count_ * blocks_.size),
           images_(threads_ * shape_.batch),
           lines_(threads_ * blocks_.size),
-          input_weights_(make_packed_weights()) {
+          input_weights_(make_packed_weights()),
+          state_weights_(make_packed_weights()) {
         panels_.data = packed_;
         fill<T>(zeros_, hidden_, 0);
         find_taps(shape_, false, taps_);
         add_biases();
     }
-    ~ConvForwardPass() { destroy_packed_weights(input_weights_); }
+    ~ConvForwardPass() {
+        destroy_packed_weights(input_weights_);
+        destroy_packed_weights(state_weights_);
+    }
     ConvForwardPass(const ConvForwardPass&) = delete;
     ConvForwardPass& operator=(const ConvForwardPass&) = delete;
 
-    void run() {
+    TBPTT_COLD void run() {
         run_parallel(threads_, [this](const Worker& worker) {
             const Range mine = split(unit_panels_, worker);
-            for (int64_t p = mine.begin; p < mine.end; ++p) pack(p);
+            for (int64_t p = mine.begin; p < mine.end && !apart_; ++p) pack(p);
         });
         for (int64_t step = 0; step < shape_.steps; step += run_) {
             const int64_t end = smaller(step + run_, shape_.steps);
             convolve_inputs(step, end);
+            for (int64_t s = step; s < end && apart_; ++s) convolve_state(s, maps_of(s, step));
+            if (apart_) continue;
             Tasks even(blocks_.count(rows_) * parts_, threads_), odd(blocks_.count(rows_) * parts_, threads_);
             run_parallel(threads_, [&](const Worker& worker) {
                 for (int64_t s = step; s < end; ++s) {
@@ -74,7 +83,8 @@ class ConvForwardPass {
                     const Walk walk{worker, s, maps_of(s, step)};
                     next.reset(worker);
                     find_images(walk);
-                    now.run(worker, [&](int64_t i) { multiply(walk, i / parts_, split(unit_panels_, i % parts_, parts_)); });
+                    now.run(worker,
+                            [&](int64_t i) { multiply(walk, i / parts_, split(unit_panels_, i % parts_, parts_)); });
                     wait_for_all(worker);
                 }
             });
@@ -96,7 +106,7 @@ class ConvForwardPass {
         return smaller(shape_.steps, larger<int64_t>(1, bytes / step));
     }
 
-    void add_biases() {
+    TBPTT_COLD void add_biases() {
         const ConvRecurrentLayer<T>& layer = p_.layer;
         const auto value = [](const T* b, int64_t i) { return b ? b[i] : T(0); };
         const int64_t apart = cell_.candidate_apart ? columns_ - hidden_ : columns_;
@@ -126,7 +136,7 @@ class ConvForwardPass {
         return keeps_ ? p_.tape.maps + step * rows_ * columns_ : run_maps_ + (step - first) * rows_ * columns_;
     }
 
-    void convolve_inputs(int64_t begin, int64_t end) {
+    TBPTT_COLD void convolve_inputs(int64_t begin, int64_t end) {
         const int64_t images = (end - begin) * shape_.batch, size = pixels_ * shape_.inputs;
         const T* x = p_.layer.x + begin * shape_.batch * size;
         if (!same_order(shape_, shape_.inputs)) {
@@ -134,9 +144,39 @@ class ConvForwardPass {
             x = x_;
         }
         const bool biased = p_.layer.b_ih || p_.layer.b_hh;
-        convolution_forward(ConvolutionForward<T>{convolution_of(shape_, images, false), Activation::none, x,
-                                                  p_.layer.w_ih, input_weights_, biased ? static_cast<const T*>(bias_) : nullptr,
-                                                  maps_of(begin, begin)});
+        convolution_forward(ConvolutionForward<T>{
+            convolution_of(shape_, images, false), Activation::none, x, p_.layer.w_ih, input_weights_,
+            biased ? static_cast<const T*>(bias_) : nullptr, maps_of(begin, begin)});
+    }
+
+    // One step whose products are made apart.
+    TBPTT_COLD void convolve_state(int64_t step, T* maps) {
+        const T* before = step > 0 ? h_of(step - 1) : h0_.data();
+        if (before)
+            convolution_forward(ConvolutionForward<T>{convolution_of(shape_, shape_.batch, true), Activation::none,
+                                                      before, p_.layer.w_hh, state_weights_, nullptr, products_});
+        Tasks tasks(blocks_.count(rows_), threads_);
+        run_parallel(threads_, [&](const Worker& worker) {
+            const Walk walk{worker, step, maps};
+            find_images(walk);
+            tasks.run(worker, [&](int64_t i) { finish_block(walk, i); });
+        });
+    }
+
+    void finish_block(const Walk& w, int64_t index) {
+        const int64_t first = index * blocks_.size, count = smaller(blocks_.size, rows_ - first);
+        const T* const* images = images_ + w.worker.index * shape_.batch;
+        ForwardLine<T>* lines = lines_ + w.worker.index * blocks_.size;
+        const bool with_state = find_lines(w, images, first, count, lines);
+        T* product = products_ + first * columns_;
+        if (with_state)
+            for_images(pixels_, first, count, [&](int64_t row, int64_t image, int64_t, int64_t length) {
+                if (!images[image]) fill<T>(product + row * columns_, length * columns_, 0);
+            });
+        apply_(ForwardTile<T>{lines, count, with_state ? product : nothing<T>, with_state ? columns_ : 0,
+                              with_state ? hidden_ : 0, 0, static_cast<int>(ceil_div(hidden_, L)), hidden_,
+                              candidate_bias_, peepholes_.gate(), keeps_});
+        if (turns_) write_planes(w, first, count, {0, unit_panels_});
     }
 
     // h of a step with its channels together: in `out` where that is its order.
@@ -166,8 +206,8 @@ class ConvForwardPass {
         const bool with_state = find_lines(w, images, first, count, lines);
         const auto finish = [&](int64_t p, int64_t row, int64_t height, const T* c) {
             apply_(ForwardTile<T>{lines + row, height, c ? c : nothing<T>, c ? panels_.width() : 0,
-                                  p * unit_vectors_ * L, unit_vectors_, hidden_, candidate_bias_, peepholes_.gate(),
-                                  keeps_});
+                                  c ? unit_vectors_ * L : 0, p * unit_vectors_ * L, unit_vectors_, hidden_,
+                                  candidate_bias_, peepholes_.gate(), keeps_});
         };
         if (with_state) {
             find_pieces<T>(shape_, taps_, images, hidden_, first, count, zeros_, pieces, blocks_.size);
@@ -212,7 +252,7 @@ class ConvForwardPass {
         });
     }
 
-    void write_c() {
+    TBPTT_COLD void write_c() {
         const T* c = c_of(shape_.steps - 1);
         if (turns_)
             turn_images<T>(shape_.batch, pixels_, hidden_, c, p_.c_n, false);
@@ -227,19 +267,20 @@ class ConvForwardPass {
     const int threads_;
     const bool keeps_;  // a tape
     const bool turns_;  // the output is in planes
+    const bool apart_;  // a step's products are made before the cell
     const ApplyForward<T> apply_;
     const Blocks blocks_;
     const int unit_vectors_;
     const int64_t unit_panels_, parts_;
     const int64_t run_;  // steps whose inputs are convolved at once
     Packed<T> panels_;
-    Buffer<T> packed_, bias_, candidate_bias_, zeros_, x_, run_maps_, states_, c_;
+    Buffer<T> packed_, products_, bias_, candidate_bias_, zeros_, x_, run_maps_, states_, c_;
     Buffer<Tap> taps_;
     const StateImages<T> h0_, c0_;
     const Peepholes<T> peepholes_;
     Buffer<const T*> pieces_, images_;
     Buffer<ForwardLine<T>> lines_;
-    PackedWeights* const input_weights_;
+    PackedWeights *const input_weights_, *const state_weights_;
 };
 
 template <class T>

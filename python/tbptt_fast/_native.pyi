@@ -53,6 +53,7 @@ def convrecurrent_forward(
     is_init: Any,
     dilation: Any,
     layout: str,
+    algo: str,
     training: bool,
 ) -> tuple[NDArray[Any], Any, ConvTape | None]: ...
 def convrecurrent_backward(
@@ -70,6 +71,7 @@ def restore_conv_tape(
     is_init: Any,
     dilation: Any,
     layout: str,
+    algo: str,
     out: Any,
     memory: Any,
 ) -> ConvTape: ...

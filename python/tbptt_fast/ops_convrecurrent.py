@@ -25,6 +25,7 @@ __all__ = [
 ]
 
 StatePair: TypeAlias = tuple[Array, Array]
+Algo: TypeAlias = Literal["auto", "direct"]
 Truncation: TypeAlias = int | tuple[int, int] | None
 
 
@@ -55,6 +56,7 @@ def convrnn_forward(
     is_init: ArrayLike | None = None,
     dilation: int | tuple[int, int] = 1,
     layout: Layout = "NCHW",
+    algo: Algo = "auto",
     training: bool = True,
 ) -> tuple[Array, Array, ConvTape | None]:
     """Run a plain recurrent layer on images, h_t = f(W_ih*x_t + b_ih + W_hh*h_(t-1) + b_hh).
@@ -68,6 +70,8 @@ def convrnn_forward(
         is_init: bool [T, B]; True at (t, b) zeroes the state that enters step t of row b.
         dilation: of both kernels, or a pair (y, x).
         layout: "NCHW", or "NHWC" for x [T, B, Y, X, C], hx and outputs.
+        algo: of all convolutions; "auto" takes Winograd's way for kernels of size (3, 3) in float32
+            where it is faster (see `conv2d`), "direct" never.
         training: keep a tape for `convrnn_backward`; without it no history is kept.
 
     Returns:
@@ -98,6 +102,7 @@ def convrnn_forward(
         is_init,
         dilation,
         layout,
+        algo,
         training,
     )
 
@@ -124,6 +129,7 @@ def convgru_forward(
     is_init: ArrayLike | None = None,
     dilation: int | tuple[int, int] = 1,
     layout: Layout = "NCHW",
+    algo: Algo = "auto",
     training: bool = True,
 ) -> tuple[Array, Array, ConvTape | None]:
     """Run a GRU layer on images; the reset gate applies after the convolution.
@@ -144,7 +150,7 @@ def convgru_forward(
     0.0625
     """
     return _native.convrecurrent_forward(
-        "gru", x, hx, w_ih, w_hh, b_ih, b_hh, None, is_init, dilation, layout, training
+        "gru", x, hx, w_ih, w_hh, b_ih, b_hh, None, is_init, dilation, layout, algo, training
     )
 
 
@@ -160,6 +166,7 @@ def convlstm_forward(
     is_init: ArrayLike | None = None,
     dilation: int | tuple[int, int] = 1,
     layout: Layout = "NCHW",
+    algo: Algo = "auto",
     training: bool = True,
 ) -> tuple[Array, StatePair, ConvTape | None]:
     """Run a ConvLSTM layer over T steps.
@@ -185,7 +192,7 @@ def convlstm_forward(
     ((3, 2, 5, 8, 8), (2, 5, 8, 8), True)
     """
     return _native.convrecurrent_forward(
-        "lstm", x, hx, w_ih, w_hh, b_ih, b_hh, peephole, is_init, dilation, layout, training
+        "lstm", x, hx, w_ih, w_hh, b_ih, b_hh, peephole, is_init, dilation, layout, algo, training
     )
 
 

@@ -65,9 +65,7 @@ def _first(a: Array) -> Array:
     return np.moveaxis(a, -1, 1)
 
 
-def _peephole_lstm_forward(
-    gates: Array, state: State, peephole: Array
-) -> tuple[State, State]:
+def _peephole_lstm_forward(gates: Array, state: State, peephole: Array) -> tuple[State, State]:
     """The LSTM whose gates i and f see the c before, and whose gate o sees the new one; NCHW."""
     _, c_prev = state
     i, f, g, o = np.split(gates, 4, axis=1)
@@ -126,9 +124,7 @@ def _forward(
     if peepholes is not None and peepholes.ndim == 2:
         peepholes = peepholes[:, :, None, None]
     biases = (b_ih is not None, b_hh is not None)
-    tape = ConvTape(
-        cell, x, w_ih, w_hh, biases, peepholes, given_shape, resets, pair, [], [], []
-    )
+    tape = ConvTape(cell, x, w_ih, w_hh, biases, peepholes, given_shape, resets, pair, [], [], [])
     state: State = tuple(np.zeros(shape) if s is None else as_float64(s) for s in hx)
     out = np.zeros((steps, *shape))
     for t in range(steps):

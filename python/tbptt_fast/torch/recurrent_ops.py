@@ -50,6 +50,9 @@ def _pair(cell: Cell, states: Sequence[Any]) -> Any:
 class _Layer:
     """One cell's operators, written for a list of states: (h,), or (h, c) of an LSTM."""
 
+    forward_schema, backward_schema = _FORWARD, _BACKWARD
+    options = 4  # arguments of the forward pass behind those that have gradients
+
     def __init__(self, cell: Cell) -> None:
         self.cell = cell
         self.states = 2 if cell == "lstm" else 1
@@ -123,8 +126,9 @@ class _Layer:
     def save(self, ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         n = self.states
         x, states, (w_ih, w_hh, b_ih, b_hh) = inputs[0], inputs[1 : n + 1], inputs[n + 1 : n + 5]
-        is_init, carry_scale, ctx.truncation, _ = inputs[n + 5 :]
+        is_init, carry_scale, truncation, _ = inputs[n + 5 :]
         ctx.save_for_backward(output[-1], x, *states, w_ih, w_hh, is_init, carry_scale)
+        ctx.options = (truncation,)
         ctx.states = [s is not None for s in states]
         ctx.biases = (b_ih is not None, b_hh is not None)
         ctx.mark_non_differentiable(output[-1])
@@ -134,8 +138,8 @@ class _Layer:
         """Gradients by x, the states and the weights, by `backward`, of this class or its op."""
         n = self.states
         if all(g is None for g in grads[: n + 1]):
-            return (None,) * (n + 5)
-        found = backward(*grads[: n + 1], *ctx.saved_tensors, ctx.truncation, ctx.biases)
+            return (None,) * (n + 3 + len(ctx.biases))
+        found = backward(*grads[: n + 1], *ctx.saved_tensors, *ctx.options, ctx.biases)
         states = (g if has else None for g, has in zip(found[1 : n + 1], ctx.states, strict=True))
         biases = (g if has else None for g, has in zip(found[n + 3 :], ctx.biases, strict=True))
         return (found[0], *states, *found[n + 1 : n + 3], *biases)
@@ -152,7 +156,7 @@ class _Layer:
         name = f"{self.name}_backward"
         define(
             name,
-            _BACKWARD.format(**more),
+            self.backward_schema.format(**more),
             self.backward,
             self.fake_backward,
             *refuse_second_derivative(name),
@@ -160,10 +164,13 @@ class _Layer:
         gradient = getattr(torch.ops.tbptt_fast, name).default
         define(
             self.name,
-            _FORWARD.format(**more),
+            self.forward_schema.format(**more),
             self.forward,
             self.fake_forward,
-            lambda ctx, *grads: (*self.differentiate(gradient, ctx, grads), *(None,) * 4),
+            lambda ctx, *grads: (
+                *self.differentiate(gradient, ctx, grads),
+                *(None,) * self.options,
+            ),
             lambda ctx, inputs, output: self.save(ctx, inputs, output),
         )
         layer = self

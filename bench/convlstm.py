@@ -1,5 +1,5 @@
 """ConvLSTM, forward and backward with all gradients, against the usual PyTorch cell: one
-convolution over cat([x, h]) and a Python loop over time. Peak memory is that of one process each."""
+convolution over cat([x, h]) and a Python loop over time. Memory is that of one process each."""
 
 from __future__ import annotations
 
@@ -120,7 +120,8 @@ def torch_side(case: Case, threads: int) -> LocalSide:
 
     def result() -> Result:
         out = both().detach().numpy()
-        assert x.grad is not None and conv.weight.grad is not None
+        assert x.grad is not None
+        assert conv.weight.grad is not None
         w_ih, w_hh, _ = split(case, conv.weight.grad.numpy(), np.zeros(4 * case.hidden))
         return {"out": out, "dx": x.grad.numpy(), "dw_ih": w_ih, "dw_hh": w_hh}
 
@@ -193,7 +194,10 @@ def run(options: Options) -> list[Section]:
 
 def measure(options: Options, case: Case, threads: int, section: Section, peer: bool) -> None:
     tbptt_fast.set_num_threads(threads)
-    makers = [our_side, *([partial(torch_side, threads=threads)] if peer else [])]
+    makers: list[Callable[[Case], Side]] = [
+        our_side,
+        *([partial(torch_side, threads=threads)] if peer else []),
+    ]
     for make in makers:
         verify(make, case)
     sides: list[Side] = [make(case) for make in makers]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -118,12 +119,16 @@ def channels_first(a: Any) -> Any:
     return np.moveaxis(a, -1, -3)
 
 
+def in_layout(layout: str, a: Any) -> Any:
+    return a if layout == "NCHW" else channels_last(a)
+
+
 def forward(
     ops: Any, problem: Problem, layout: str = "NCHW", **options: Any
 ) -> tuple[Any, tuple[Any, ...], Any]:
     """(out, final states, tape); arrays in the layout."""
     p = problem
-    to = (lambda a: a) if layout == "NCHW" else channels_last
+    to = partial(in_layout, layout)
     hx = None if p.hx is None else tuple(to(s) for s in p.hx)
     if p.cell.startswith("rnn"):
         options["nonlinearity"] = p.cell[4:]
@@ -143,7 +148,7 @@ def backward(
 ) -> dict[str, Any]:
     """The gradients by name; arrays in the layout."""
     p = problem
-    to = (lambda a: a) if layout == "NCHW" else channels_last
+    to = partial(in_layout, layout)
     grad_hx = None if p.grad_hx is None else tuple(to(s) for s in p.grad_hx)
     given = grad_hx if grad_hx is None or p.op == "lstm" else grad_hx[0]
     grads = getattr(ops, f"conv{p.op}_backward")(tape, to(p.grad_out), given, **options)
@@ -170,7 +175,7 @@ def run(
     named |= {f"grad_{name}": value for name, value in grads.items()}
     if layout == "NCHW":
         return named
-    images = ("out", "h_n", "c_n", "grad_x", "grad_h0", "grad_c0")
+    images: tuple[str, ...] = ("out", "h_n", "c_n", "grad_x", "grad_h0", "grad_c0")
     if problem.cell == "lstm_map":
         images += ("grad_peephole",)
     return {n: channels_first(a) if n in images else a for n, a in named.items()}

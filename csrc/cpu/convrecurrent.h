@@ -128,11 +128,19 @@ __attribute__((noinline)) void find_pieces(const ConvRecurrentShape& s, const Ta
     });
 }
 
+template <class T>
+__attribute__((noinline)) void add_to(T* to, const T* from, int64_t count) {
+    for (int64_t i = 0; i < count; i += lanes<T>)
+        store_partial(to + i,
+                      load_partial(static_cast<const T*>(to + i), count - i) + load_partial(from + i, count - i),
+                      count - i);
+}
+
 // The peepholes of a layer, channels last: [3][pixels][H], or [3][H] for all pixels.
 template <class T>
 class Peepholes {
    public:
-    explicit Peepholes(const ConvRecurrentLayer<T>& layer)
+    TBPTT_COLD explicit Peepholes(const ConvRecurrentLayer<T>& layer)
         : pixel_(layer.peephole_maps ? layer.shape.hidden : 0),
           gate_(layer.shape.hidden * (layer.peephole_maps ? pixels_of(layer.shape) : 1)),
           turns_(layer.peephole && layer.peephole_maps && !same_order(layer.shape, layer.shape.hidden)),
@@ -154,7 +162,7 @@ class Peepholes {
 template <class T>
 class StateImages {
    public:
-    StateImages(const ConvRecurrentShape& s, const T* given)
+    TBPTT_COLD StateImages(const ConvRecurrentShape& s, const T* given)
         : turns_(given && !same_order(s, s.hidden)),
           turned_(turns_ ? s.batch * pixels_of(s) * s.hidden : 0),
           data_(turns_ ? static_cast<const T*>(turned_) : given) {

@@ -8,6 +8,7 @@
 #pragma once
 
 #include "convrecurrent_cells.h"
+#include "convrecurrent_gradients.h"
 
 namespace tbptt {
 namespace TBPTT_ISA {
@@ -40,7 +41,7 @@ class ConvBackwardPass {
           packed_(apart_ ? 0 : panels_.size()),
           products_(apart_ ? most_live_ * image_ + L : 0),
           zeros_(columns_),
-          dgates_((run_ + 1) * shape_.batch * pixels_ * columns_),
+          dgates_((run_ < shape_.steps ? run_ + 1 : run_) * shape_.batch * pixels_ * columns_),
           dgates_x_(cell_.candidate_apart ? run_ * shape_.batch * pixels_ * columns_ : 0),
           own_(p.overlapping ? 2 * most_live_ * pixels_ * own_columns_ : 0),
           carry_(cell_.has_carry ? most_live_ * image_ : 0),
@@ -50,14 +51,9 @@ class ConvBackwardPass {
           turned_c0_(turns_ && cell_.has_c ? shape_.batch * image_ : 0),
           grad_h0_(turns_ ? static_cast<T*>(turned_h0_) : p.grad_h0),
           grad_c0_(turns_ ? static_cast<T*>(turned_c0_) : p.grad_c0),
-          h_before_(needs_copies() ? run_ * shape_.batch * image_ : 0),
-          x_(same_order(shape_, shape_.inputs) ? 0 : 2 * run_ * shape_.batch * pixels_ * shape_.inputs),
-          w_ih_sum_(run_ < shape_.steps ? columns_ * (kernel_ih() * shape_.inputs + 1) : 0),
-          w_hh_sum_(run_ < shape_.steps ? columns_ * (taps_count_ * hidden_ + 1) : 0),
-          peephole_sum_(p.grad_peephole ? 3 * image_ : 0),
           taps_(taps_count_),
-          h0_(shape_, p.layer.h0),
-          c0_(shape_, p.layer.c0),
+          before_(p, run_),
+          gradients_(p, before_, run_),
           grad_h_n_(shape_, p.grad_h_n),
           grad_c_n_(shape_, p.grad_c_n),
           peepholes_(p.layer),
@@ -85,13 +81,10 @@ class ConvBackwardPass {
         if (p_.overlapping) clear_sums();
         for (int64_t i = ceil_div(shape_.steps, run_) - 1; i >= 0; --i) {
             steps_ = {i * run_, smaller((i + 1) * run_, shape_.steps)};
-            last_ = steps_.end == shape_.steps;
             cut_segments();
-            copies_ = needs_copies(steps_);
-            if (copies_) copy_states();
+            before_.prepare(steps_);
             apart_ ? walk_apart() : walk();
-            find_gradients();
-            if (p_.grad_peephole) add_peepholes();
+            gradients_.add(steps_, dgates_, cell_.candidate_apart ? dgates_x_ : dgates_);
             // The next run's segments go on from here.
             if (i > 0)
                 __builtin_memcpy(dgates_ + run_ * shape_.batch * pixels_ * columns_, dgates_,
@@ -101,13 +94,12 @@ class ConvBackwardPass {
             turn_images<T>(shape_.batch, pixels_, hidden_, grad_h0_, p_.grad_h0, false);
             if (cell_.has_c) turn_images<T>(shape_.batch, pixels_, hidden_, grad_c0_, p_.grad_c0, false);
         }
-        if (p_.grad_peephole) write_peepholes();
+        gradients_.finish();
     }
 
    private:
     static constexpr int64_t most_rows = 32768;              // of one lag
     static constexpr int64_t run_bytes = int64_t{32} << 20;  // of dgates
-    int64_t kernel_ih() const { return shape_.kernel_ih_height * shape_.kernel_ih_width; }
 
     // Steps whose dgates are kept at a time: the problem alone decides, as sums are added run by run. Windows are not cut where
     // a run holds several.
@@ -160,50 +152,6 @@ class ConvBackwardPass {
             for_columns<T>(from, taps_count_, taps_count_, count,
                            [&](int64_t tap, Vec<T> values) { store(to + tap * columns_ * width, values); });
         }
-    }
-
-    bool reset_at(int64_t place) const { return p_.layer.is_init && p_.layer.is_init[place]; }
-
-    // Whether the states that enter these steps lie elsewhere than in the output, one after the other.
-    bool needs_copies(Range steps) const {
-        if (!same_order(shape_, shape_.hidden) || (steps.begin == 0 && p_.layer.h0)) return true;
-        for (int64_t i = larger<int64_t>(steps.begin, 1) * shape_.batch; i < steps.end * shape_.batch; ++i)
-            if (reset_at(i)) return true;
-        return false;
-    }
-    bool needs_copies() const { return needs_copies({0, shape_.steps}); }
-
-    // The states that enter the steps of this run, channels last. A reset selects: 0·NaN never enters.
-    TBPTT_COLD void copy_states() {
-        const int64_t first = steps_.begin * shape_.batch, images = (steps_.end - steps_.begin) * shape_.batch;
-        run_parallel(threads_for(4.0 * static_cast<double>(images * image_)), [&](const Worker& worker) {
-            const Range mine = split(images, worker);
-            for (int64_t i = mine.begin; i < mine.end; ++i) {
-                const int64_t place = first + i;
-                T* to = h_before_ + i * image_;
-                const bool initial = place < shape_.batch;
-                if (reset_at(place) || (initial && !h0_.data()))
-                    fill<T>(to, image_, 0);
-                else if (turns_ && !initial)
-                    planes_to_pixels<T>(p_.out + (place - shape_.batch) * image_, pixels_, pixels_, hidden_, to,
-                                        hidden_);
-                else
-                    __builtin_memcpy(to,
-                                     initial ? h0_.data() + place * image_ : p_.out + (place - shape_.batch) * image_,
-                                     static_cast<std::size_t>(image_) * sizeof(T));
-            }
-        });
-    }
-
-    // The h that entered an image's step; null for zeros.
-    const T* h_before(int64_t place) const {
-        if (copies_) return h_before_ + (place - steps_.begin * shape_.batch) * image_;
-        return place < shape_.batch ? nullptr : p_.out + (place - shape_.batch) * image_;
-    }
-    const T* c_before(int64_t place) const {
-        if (reset_at(place)) return nullptr;
-        if (place < shape_.batch) return c0_.data() ? c0_.data() + place * image_ : nullptr;
-        return p_.tape.beside + (place - shape_.batch) * image_;
     }
 
     // What one image does in one step of the walk.
@@ -355,15 +303,16 @@ class ConvBackwardPass {
     }
 
     // Whether anything is carried to any of the rows.
-    bool find_lines(const Worker& worker, const Walk& w, int64_t first, int64_t count, BackwardLine<T>* lines) const {
+    __attribute__((noinline)) bool find_lines(const Worker& worker, const Walk& w, int64_t first, int64_t count,
+                                              BackwardLine<T>* lines) const {
         bool any = false;
         for_images(pixels_, first, count, [&](int64_t row, int64_t image, int64_t pixel, int64_t length) {
             const Live& live = w.live[image];
             const bool initial = live.step < 0;
             any |= live.carried;
             const int64_t place = initial ? 0 : live.place;
-            const T *h = initial || !cell_.candidate_apart ? nullptr : h_before(place),
-                    *c = initial || !cell_.has_c ? nullptr : c_before(place);
+            const T *h = initial || !cell_.candidate_apart ? nullptr : before_.h(place),
+                    *c = initial || !cell_.has_c ? nullptr : before_.c(place);
             const T* grad = live.injects ? find_losses(worker, place, pixel, length, row) : nullptr;
             // elements from one pixel to the next
             const int64_t dgates_stride = initial && !p_.overlapping ? hidden_ : own_columns_;
@@ -392,7 +341,8 @@ class ConvBackwardPass {
     }
 
     // The gradients of the losses by some pixels' outputs, their channels together.
-    const T* find_losses(const Worker& worker, int64_t place, int64_t pixel, int64_t count, int64_t row) const {
+    __attribute__((noinline)) const T* find_losses(const Worker& worker, int64_t place, int64_t pixel, int64_t count,
+                                                   int64_t row) const {
         if (!turns_) return p_.grad_out + place * image_ + pixel * hidden_;
         T* to = grad_scratch_ + (worker.index * blocks_.size + row) * hidden_;
         planes_to_pixels<T>(p_.grad_out + place * image_ + pixel, pixels_, count, hidden_, to, hidden_);
@@ -401,9 +351,6 @@ class ConvBackwardPass {
 
     // Overlapping windows add to the same steps: each element's sums belong to one worker, in the order of the lanes.
     void add_own(const Worker& worker, const Walk& w) {
-        const auto add = [](T* to, const T* from, int64_t count) {
-            for (int64_t i = 0; i < count; ++i) to[i] += from[i];
-        };
         const Range pixels = split(pixels_, worker);
         for (int64_t i = 0; i < w.count; ++i) {
             const Live& live = w.live[i];
@@ -411,93 +358,14 @@ class ConvBackwardPass {
                 const T* from = live.dgates + pixel * own_columns_;
                 if (live.step < 0) {
                     const int64_t state = (live.place + shape_.batch) * image_ + pixel * hidden_;
-                    add(grad_h0_ + state, from, hidden_);
-                    if (cell_.has_c) add(grad_c0_ + state, from + hidden_, hidden_);
+                    add_to<T>(grad_h0_ + state, from, hidden_);
+                    if (cell_.has_c) add_to<T>(grad_c0_ + state, from + hidden_, hidden_);
                     continue;
                 }
-                add(dgates(live.place) + pixel * columns_, from, columns_);
-                if (cell_.candidate_apart) add(dgates_x(live.place) + pixel * columns_, from + columns_, columns_);
+                add_to<T>(dgates(live.place) + pixel * columns_, from, columns_);
+                if (cell_.candidate_apart)
+                    add_to<T>(dgates_x(live.place) + pixel * columns_, from + columns_, columns_);
             }
-        }
-    }
-
-    // The gradients by the weights and by x for the steps of this run.
-    TBPTT_COLD void find_gradients() {
-        const int64_t first = steps_.begin * shape_.batch, images = (steps_.end - steps_.begin) * shape_.batch;
-        const T* g = dgates_;
-        const T* g_x = cell_.candidate_apart ? dgates_x_ : dgates_;
-        // Without copies the state before step 0 is zeros, which add nothing to the gradient by w_hh, but to that by b_hh.
-        const int64_t skipped = !copies_ && first == 0 ? shape_.batch : 0;
-        const bool b_hh_apart = p_.grad_b_hh && cell_.candidate_apart;
-        find_gradient(images - skipped, true, h_before(first + skipped), g + skipped * pixels_ * columns_, nullptr,
-                      p_.grad_w_hh, b_hh_apart && !skipped ? p_.grad_b_hh : nullptr, w_hh_sum_);
-        if (b_hh_apart && skipped) find_gradient(images, true, p_.out, g, nullptr, nullptr, p_.grad_b_hh, w_hh_sum_);
-        const int64_t size = pixels_ * shape_.inputs;
-        const T* x = p_.layer.x + first * size;
-        T* grad_x = p_.grad_x + first * size;
-        const bool turns = !same_order(shape_, shape_.inputs);
-        if (turns) {
-            turn_images<T>(images, pixels_, shape_.inputs, x, x_, true);
-            x = x_;
-            grad_x = x_ + run_ * shape_.batch * size;
-        }
-        T* b_ih = p_.grad_b_ih ? p_.grad_b_ih : cell_.candidate_apart ? nullptr : p_.grad_b_hh;
-        find_gradient(images, false, x, g_x, grad_x, p_.grad_w_ih, b_ih, w_ih_sum_);
-        if (turns) turn_images<T>(images, pixels_, shape_.inputs, grad_x, p_.grad_x + first * size, false);
-        if (!cell_.candidate_apart && p_.grad_b_hh && p_.grad_b_hh != b_ih && steps_.begin == 0)
-            __builtin_memcpy(p_.grad_b_hh, b_ih, static_cast<std::size_t>(columns_) * sizeof(T));
-    }
-
-    // One convolution's gradients; those by its weights go to `w` and `b` from the first run, and are added from the others.
-    TBPTT_COLD void find_gradient(int64_t images, bool state, const T* x, const T* g, T* grad_x, T* w, T* b, T* sum) {
-        const ConvolutionShape shape = convolution_of(shape_, images, state);
-        const int64_t size = columns_ * shape.inputs * shape.kernel_height * shape.kernel_width;
-        T *to_w = w && !last_ ? sum : w, *to_b = b && !last_ ? sum + size : b;
-        convolution_backward(ConvolutionBackward<T>{shape, Activation::none, g, x,
-                                                    state ? p_.layer.w_hh : p_.layer.w_ih, nullptr, nullptr, grad_x,
-                                                    to_w, to_b});
-        if (last_) return;
-        const auto add = [](T* to, const T* from, int64_t count) {
-            share_elements<T>(to ? count : 0, [&](int64_t begin, int64_t length) {
-                for (int64_t i = begin; i < begin + length; ++i) to[i] += from[i];
-            });
-        };
-        add(w, sum, size);
-        add(b, sum + size, columns_);
-    }
-
-    // Each pixel's peepholes met the c before its gates i and f, and that behind its gate o.
-    void add_peepholes() {
-        run_parallel(threads_for(8.0 * static_cast<double>(image_)), [&](const Worker& worker) {
-            const Range mine = split(pixels_, worker);
-            if (last_) {
-                for (int g = 0; g < 3; ++g)
-                    fill<T>(peephole_sum_ + g * image_ + mine.begin * hidden_, (mine.end - mine.begin) * hidden_, 0);
-            }
-            for (int64_t place = steps_.begin * shape_.batch; place < steps_.end * shape_.batch; ++place) {
-                const T *before = c_before(place), *behind = p_.tape.beside + place * image_;
-                for (int64_t pixel = mine.begin; pixel < mine.end; ++pixel)
-                    for (int g = before ? 0 : 2; g < 3; ++g) {
-                        const T* c = (g < 2 ? before : behind) + pixel * hidden_;
-                        const T* d = dgates(place) + pixel * columns_ + (g < 2 ? g : 3) * hidden_;
-                        T* to = peephole_sum_ + g * image_ + pixel * hidden_;
-                        for (int64_t u = 0; u < hidden_; ++u) to[u] += d[u] * c[u];
-                    }
-            }
-        });
-    }
-
-    TBPTT_COLD void write_peepholes() {
-        if (p_.layer.peephole_maps) {
-            if (turns_) return turn_images<T>(3, pixels_, hidden_, peephole_sum_, p_.grad_peephole, false);
-            __builtin_memcpy(p_.grad_peephole, peephole_sum_, static_cast<std::size_t>(3 * image_) * sizeof(T));
-            return;
-        }
-        for (int g = 0; g < 3; ++g) {
-            T* to = p_.grad_peephole + g * hidden_;
-            fill<T>(to, hidden_, 0);
-            for (int64_t pixel = 0; pixel < pixels_; ++pixel)
-                for (int64_t u = 0; u < hidden_; ++u) to[u] += peephole_sum_[g * image_ + pixel * hidden_ + u];
         }
     }
 
@@ -517,9 +385,10 @@ class ConvBackwardPass {
     Buffer<T> packed_, products_, zeros_, dgates_, dgates_x_, own_, carry_, carries_, grad_scratch_, turned_h0_,
         turned_c0_;
     T *const grad_h0_, *const grad_c0_;
-    Buffer<T> h_before_, x_, w_ih_sum_, w_hh_sum_, peephole_sum_;
     Buffer<Tap> taps_;
-    const StateImages<T> h0_, c0_, grad_h_n_, grad_c_n_;
+    StatesBefore<T> before_;
+    ConvGradients<T> gradients_;
+    const StateImages<T> grad_h_n_, grad_c_n_;
     const Peepholes<T> peepholes_;
     Buffer<const T*> pieces_;
     Buffer<BackwardLine<T>> lines_;
@@ -528,8 +397,6 @@ class ConvBackwardPass {
     PackedWeights* const weights_;
     int64_t count_ = 0;  // of the run's segments
     Range steps_{0, 0};  // of the run
-    bool last_ = true;   // the run holds the last step, and is the first to be walked
-    bool copies_ = false;
 };
 
 template <class T>

@@ -219,7 +219,8 @@ class ConvForwardPass {
     }
 
     // Whether any of the rows has a state that is not zeros.
-    bool find_lines(const Walk& w, const T* const* images, int64_t first, int64_t count, ForwardLine<T>* lines) const {
+    __attribute__((noinline)) bool find_lines(const Walk& w, const T* const* images, int64_t first, int64_t count,
+                                              ForwardLine<T>* lines) const {
         const T* c_before = cell_.has_c && w.step > 0 ? c_of(w.step - 1) : nullptr;
         T* beside = cell_.has_c ? c_of(w.step) : p_.tape.beside ? p_.tape.beside + w.step * rows_ * hidden_ : nullptr;
         T* h = h_of(w.step);
@@ -241,7 +242,7 @@ class ConvForwardPass {
     }
 
     // The block's part of the output, where that is in planes.
-    void write_planes(const Walk& w, int64_t first, int64_t count, Range panels) const {
+    __attribute__((noinline)) void write_planes(const Walk& w, int64_t first, int64_t count, Range panels) const {
         const int64_t unit = panels.begin * unit_vectors_ * L;
         const int64_t units = smaller(panels.end * unit_vectors_ * L, hidden_) - unit;
         T* out = p_.out + w.step * rows_ * hidden_;

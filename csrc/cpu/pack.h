@@ -32,7 +32,7 @@ TBPTT_INLINE void pack_transposed(T* to, int64_t stride, const T* from, int64_t 
 // The panel `p` of the transpose of w [gates·units, depth]: the same unit block of every gate side by side,
 // [depth][gates][unit vectors][lanes].
 template <class T>
-TBPTT_INLINE void pack_gates(const Packed<T>& to, int64_t p, const T* w, int gates, int64_t units) {
+__attribute__((noinline)) void pack_gates(const Packed<T>& to, int64_t p, const T* w, int gates, int64_t units) {
     const int unit_vectors = to.vectors / gates;
     for (int g = 0; g < gates; ++g)
         for (int u = 0; u < unit_vectors; ++u) {
@@ -45,8 +45,8 @@ TBPTT_INLINE void pack_gates(const Packed<T>& to, int64_t p, const T* w, int gat
 
 // The panel `p` of b [depth][columns] (ld elements between rows), whose row k is row (k + rotation) mod depth of b.
 template <class T>
-TBPTT_INLINE void pack_rows(const Packed<T>& to, int64_t p, const T* b, int64_t ld, int64_t columns,
-                            int64_t rotation = 0) {
+__attribute__((noinline)) void pack_rows(const Packed<T>& to, int64_t p, const T* b, int64_t ld, int64_t columns,
+                                         int64_t rotation = 0) {
     const int64_t width = to.width(), first = p * width, count = smaller(width, columns - first);
     T* out = to.panel(p);
     for (int64_t k = 0; k < to.depth; ++k, out += width) {

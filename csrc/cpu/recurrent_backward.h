@@ -25,7 +25,7 @@ class BackwardPass {
     static constexpr int L = lanes<T>;
 
    public:
-    explicit BackwardPass(const RecurrentBackward<T>& p, bool other = false)
+    TBPTT_COLD explicit BackwardPass(const RecurrentBackward<T>& p, bool other = false)
         : p_(p),
           other_(other),
           shape_(p.layer.shape),

@@ -25,7 +25,7 @@ class ForwardPass {
     static constexpr int64_t run_bytes = int64_t{1} << 20;
 
    public:
-    explicit ForwardPass(const RecurrentForward<T>& p, bool other = false)
+    TBPTT_COLD explicit ForwardPass(const RecurrentForward<T>& p, bool other = false)
         : p_(p),
           other_(other),
           shape_(p.layer.shape),

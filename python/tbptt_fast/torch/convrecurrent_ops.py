@@ -47,12 +47,16 @@ class _ConvLayer(_Layer):
 
     def forward(self, x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
         states, rest = rest[: self.states], rest[self.states :]
-        *weights, is_init, _, _, dilation, layout, keep = rest
+        w_ih, w_hh, b_ih, b_hh, peephole, is_init, _, _, dilation, layout, keep = rest
         out, state, tape = _native.convrecurrent_forward(
             self.cell,
             to_array(x),
             _pair(self.cell, [to_array(s) for s in states]),
-            *(to_array(w) for w in weights),
+            to_array(w_ih),
+            to_array(w_hh),
+            to_array(b_ih),
+            to_array(b_hh),
+            to_array(peephole),
             to_array(is_init),
             tuple(dilation),
             layout,

@@ -56,7 +56,7 @@ class _Layer:
     def __init__(self, cell: Cell) -> None:
         self.cell = cell
         self.states = 2 if cell == "lstm" else 1
-        self.name = cell
+        self.name: str = cell
         family = cell[:3] if cell.startswith("rnn") else cell
         self._forward = getattr(_native, f"{family}_forward")
         self._backward = getattr(_native, f"{family}_backward")

@@ -26,6 +26,7 @@ BENCHES = {
     "overhead": "microseconds per call when there is nothing to compute",
     "stream": "memory over a million steps",
     "conv": "convolutions against PyTorch's, in both layouts",
+    "convlstm": "ConvLSTM against the usual PyTorch cell, with peak memory and windows",
     "torch": "tbptt_fast.torch against torch.nn and torch.optim, at the level of modules",
     "train": "seconds to a validation loss on real text, against PyTorch",
 }

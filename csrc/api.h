@@ -81,6 +81,70 @@ struct RecurrentBackward {
     double* lag_sums;  // out += [reach, states, H], those gradients' sums over all losses, or null
 };
 
+// A recurrent layer on images, whose products are convolutions: stride 1, and as many zeros around as keep the size. Images
+// are [channels, Y, X] or, with `channels_last`, [Y, X, channels]; the shapes below are those of the first.
+struct ConvRecurrentShape {
+    Cell cell;
+    std::int64_t steps, batch, inputs, hidden, height, width;                           // T, B, C, H, Y, X, all >= 1
+    std::int64_t kernel_ih_height, kernel_ih_width, kernel_hh_height, kernel_hh_width;  // odd
+    std::int64_t dilation_y, dilation_x;                                                // of both kernels
+    bool channels_last;
+    Algorithm algorithm;  // automatic or direct, of all convolutions
+};
+
+template <class T>
+struct ConvRecurrentLayer {
+    ConvRecurrentShape shape;
+    const T* x;                   // [T, B, C, Y, X]
+    const T* h0;                  // [B, H, Y, X] or null (zeros)
+    const T* c0;                  // [B, H, Y, X] or null (zeros); LSTM only
+    const T* w_ih;                // [G·H, C, kernel_ih_height, kernel_ih_width]
+    const T* w_hh;                // [G·H, H, kernel_hh_height, kernel_hh_width]
+    const T* b_ih;                // [G·H] or null
+    const T* b_hh;                // [G·H] or null
+    const T* peephole;            // [3, H], or with `peephole_maps` [3, H, Y, X], of i, f and o; or null; LSTM only
+    bool peephole_maps;           // one peephole for each pixel
+    const std::uint8_t* is_init;  // [T, B] or null
+};
+
+// What the forward pass keeps for the backward pass, beside its output; channels last.
+template <class T>
+struct ConvRecurrentTape {
+    T* maps;    // [T, B, Y, X, G·H]: the gates; of a plain cell its h
+    T* beside;  // [T, B, Y, X, H]: c of the LSTM, the candidate's recurrent part of the GRU
+};
+
+template <class T>
+struct ConvRecurrentForward {
+    ConvRecurrentLayer<T> layer;
+    T* out;                     // out = [T, B, H, Y, X]
+    T* c_n;                     // out = [B, H, Y, X]; LSTM only. h_n is the last step of `out`.
+    ConvRecurrentTape<T> tape;  // out =; all null in inference
+};
+
+template <class T>
+struct ConvRecurrentBackward {
+    ConvRecurrentLayer<T> layer;
+    const T* out;  // of the forward pass
+    ConvRecurrentTape<T> tape;
+    const Segment* segments;  // backward_segments
+    std::int64_t segment_count;
+    std::int64_t window;   // k1
+    bool overlapping;      // k1 < k2: a step may belong to several segments
+    const T* grad_out;     // like out, or null (zeros)
+    const T* grad_h_n;     // [B, H, Y, X] or null
+    const T* grad_c_n;     // [B, H, Y, X] or null; LSTM only
+    const T* carry_scale;  // [T, B] or null
+    T* grad_x;             // out = like x
+    T* grad_h0;            // out = [B, H, Y, X]
+    T* grad_c0;            // out = [B, H, Y, X]; LSTM only
+    T* grad_w_ih;          // out = like w_ih
+    T* grad_w_hh;          // out = like w_hh
+    T* grad_b_ih;          // out = [G·H] or null
+    T* grad_b_hh;          // out = [G·H] or null
+    T* grad_peephole;      // out = like peephole, or null
+};
+
 template <class T>
 struct LinearForward {
     std::int64_t rows, inputs, outputs;
@@ -401,6 +465,8 @@ template <class T>
 struct Kernels {
     void (*recurrent_forward)(const RecurrentForward<T>&);
     void (*recurrent_backward)(const RecurrentBackward<T>&);
+    void (*convrecurrent_forward)(const ConvRecurrentForward<T>&);
+    void (*convrecurrent_backward)(const ConvRecurrentBackward<T>&);
     void (*linear_forward)(const LinearForward<T>&);
     void (*linear_backward)(const LinearBackward<T>&);
     void (*convolution_forward)(const ConvolutionForward<T>&);

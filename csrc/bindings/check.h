@@ -121,6 +121,7 @@ auto with_dtype(DType dtype, Body&& body) {
 }
 
 void register_recurrent(py::module_& module);
+void register_convrecurrent(py::module_& module);
 void register_layers(py::module_& module);
 void register_convolution(py::module_& module);
 void register_embedding(py::module_& module);

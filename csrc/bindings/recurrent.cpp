@@ -18,23 +18,7 @@ const char* family(Cell cell) {
     }
 }
 
-namespace {
-
-// What a tape holds for each step, row and unit beside h.
-int64_t saved_values(Cell cell) { return cell == Cell::lstm ? 5 : cell == Cell::gru ? 4 : 0; }
 int64_t gates(Cell cell) { return cell == Cell::lstm ? 4 : cell == Cell::gru ? 3 : 1; }
-
-const char* forward_name(Cell cell) {
-    return cell == Cell::lstm ? "lstm_forward" : cell == Cell::gru ? "gru_forward" : "rnn_forward";
-}
-const char* backward_name(Cell cell) {
-    return cell == Cell::lstm ? "lstm_backward" : cell == Cell::gru ? "gru_backward" : "rnn_backward";
-}
-
-// An LSTM's state comes as the pair (h, c), every other one as h; None means zeros.
-struct State {
-    py::object h = py::none(), c = py::none();
-};
 
 State unpack_state(py::handle given, Cell cell, const Argument& argument) {
     if (given.is_none()) return {};
@@ -48,6 +32,58 @@ State unpack_state(py::handle given, Cell cell, const Argument& argument) {
 
 py::object state_of(Cell cell, const py::object& h, const py::object& c) {
     return cell == Cell::lstm ? py::object(py::make_tuple(h, c)) : h;
+}
+
+namespace {
+
+int64_t read_window(py::handle value, const Argument& argument) {
+    const py::object number = to_index(value);
+    if (!number) argument.type_error("expected None, an integer K or a pair (k1, k2), got " + type_name(value));
+    int overflow = 0;
+    const long long result = PyLong_AsLongLongAndOverflow(number.ptr(), &overflow);
+    constexpr long long most = 1LL << 40;  // longer than any sequence; sums of two stay exact
+    if (overflow > 0 || result > most) return most;
+    if (overflow < 0 || result < 1)
+        argument.value_error("expected at least 1 step, got " + std::string(py::str(number)));
+    return result;
+}
+
+}  // namespace
+
+Truncation read_truncation(py::handle given, int64_t steps, const Argument& argument) {
+    if (given.is_none()) return {steps > 0 ? steps : 1, steps > 0 ? steps : 1};
+    if (!py::isinstance<py::tuple>(given) && !py::isinstance<py::list>(given)) {
+        const int64_t k = read_window(given, argument);
+        return {k, k};
+    }
+    const auto pair = py::reinterpret_borrow<py::sequence>(given);
+    if (pair.size() != 2)
+        argument.value_error("expected a pair (k1, k2), got " + std::to_string(pair.size()) + " items");
+    const Truncation truncation{read_window(pair[0], argument), read_window(pair[1], argument)};
+    if (truncation.k2 < truncation.k1)
+        argument.value_error("expected k1 <= k2 (a smaller k2 would drop losses), got (" +
+                             std::to_string(truncation.k1) + ", " + std::to_string(truncation.k2) + ")");
+    return truncation;
+}
+
+Cell read_cell(py::handle given, const Argument& argument) {
+    const std::string name = py::str(given);
+    for (const auto& [known, cell] : {std::pair{"rnn_tanh", Cell::rnn_tanh}, std::pair{"rnn_relu", Cell::rnn_relu},
+                                      std::pair{"gru", Cell::gru}, std::pair{"lstm", Cell::lstm}})
+        if (name == known) return cell;
+    argument.value_error("expected 'rnn_tanh', 'rnn_relu', 'gru' or 'lstm', got '" + name + "'");
+}
+
+namespace {
+
+// What a tape holds for each step, row and unit beside h.
+int64_t saved_values(Cell cell) { return cell == Cell::lstm ? 5 : cell == Cell::gru ? 4 : 0; }
+
+const char* forward_name(Cell cell) {
+    return cell == Cell::lstm ? "lstm_forward" : cell == Cell::gru ? "gru_forward" : "rnn_forward";
+}
+const char* backward_name(Cell cell) {
+    return cell == Cell::lstm ? "lstm_backward" : cell == Cell::gru ? "gru_backward" : "rnn_backward";
 }
 
 RecurrentShape read_shape(Cell cell, const py::array& x, const py::array& w_hh, const char* op) {
@@ -73,11 +109,6 @@ template <class T>
 RecurrentTape<T> parts_of(const Tape& tape) {
     auto* h = static_cast<T*>(const_cast<void*>(py::reinterpret_borrow<py::array>(tape.memory).data()));
     return {h, saved_values(tape.shape.cell) ? h + values_of(tape.shape) : nullptr};
-}
-
-template <class T>
-void copy_or_zero(const T* from, T* to, int64_t count) {
-    for (int64_t i = 0; i < count; ++i) to[i] = from ? from[i] : T(0);
 }
 
 template <class T>
@@ -151,40 +182,6 @@ py::tuple recurrent_forward(Cell cell, py::handle x, py::handle hx, py::handle w
     return with_dtype(dtype, [&](auto zero) {
         return forward<decltype(zero)>(shape, x_array, state, w_ih, w_hh_array, b_ih, b_hh, is_init, training);
     });
-}
-
-int64_t read_window(py::handle value, const Argument& argument) {
-    const py::object number = to_index(value);
-    if (!number) argument.type_error("expected None, an integer K or a pair (k1, k2), got " + type_name(value));
-    int overflow = 0;
-    const long long result = PyLong_AsLongLongAndOverflow(number.ptr(), &overflow);
-    constexpr long long most = 1LL << 40;  // longer than any sequence; sums of two stay exact
-    if (overflow > 0 || result > most) return most;
-    if (overflow < 0 || result < 1)
-        argument.value_error("expected at least 1 step, got " + std::string(py::str(number)));
-    return result;
-}
-
-Truncation read_truncation(py::handle given, int64_t steps, const Argument& argument) {
-    if (given.is_none()) return {steps > 0 ? steps : 1, steps > 0 ? steps : 1};
-    if (!py::isinstance<py::tuple>(given) && !py::isinstance<py::list>(given)) {
-        const int64_t k = read_window(given, argument);
-        return {k, k};
-    }
-    const auto pair = py::reinterpret_borrow<py::sequence>(given);
-    if (pair.size() != 2)
-        argument.value_error("expected a pair (k1, k2), got " + std::to_string(pair.size()) + " items");
-    const Truncation truncation{read_window(pair[0], argument), read_window(pair[1], argument)};
-    if (truncation.k2 < truncation.k1)
-        argument.value_error("expected k1 <= k2 (a smaller k2 would drop losses), got (" +
-                             std::to_string(truncation.k1) + ", " + std::to_string(truncation.k2) + ")");
-    return truncation;
-}
-
-template <class T>
-const T* data_of(const py::object& holder) {
-    return holder && !holder.is_none() ? static_cast<const T*>(py::reinterpret_borrow<py::array>(holder).data())
-                                       : nullptr;
 }
 
 template <class T>
@@ -360,15 +357,6 @@ Cell read_nonlinearity(py::handle given) {
     argument.value_error("expected 'tanh' or 'relu', got '" + name + "'");
 }
 
-Cell read_cell(py::handle given) {
-    const std::string name = py::str(given);
-    for (const auto& [known, cell] : {std::pair{"rnn_tanh", Cell::rnn_tanh}, std::pair{"rnn_relu", Cell::rnn_relu},
-                                      std::pair{"gru", Cell::gru}, std::pair{"lstm", Cell::lstm}})
-        if (name == known) return cell;
-    Argument{"restore_tape", "cell"}.value_error("expected 'rnn_tanh', 'rnn_relu', 'gru' or 'lstm', got '" + name +
-                                                 "'");
-}
-
 }  // namespace
 
 void register_recurrent(py::module_& module) {
@@ -392,7 +380,7 @@ void register_recurrent(py::module_& module) {
                                   py::handle has_b_ih, py::handle has_b_hh, py::handle is_init, py::handle memory) {
         const char* op = "restore_tape";
         const py::array x_array = to_array(x, {op, "x"}), w_hh_array = to_array(w_hh, {op, "w_hh"});
-        const Cell cell = read_cell(name);
+        const Cell cell = read_cell(name, {op, "cell"});
         const RecurrentShape shape = read_shape(cell, x_array, w_hh_array, op);
         const State state = unpack_state(hx, cell, {op, "hx"});
         const bool b_ih = read_bool(has_b_ih, {op, "has_b_ih"}), b_hh = read_bool(has_b_hh, {op, "has_b_hh"});

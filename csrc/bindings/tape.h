@@ -1,4 +1,5 @@
-// The tape of a recurrent forward pass: what it kept, and the arguments that the backward pass reads again.
+// The tape of a recurrent forward pass: what it kept, and the arguments that the backward pass reads again. And what the
+// bindings of recurrent layers share.
 #pragma once
 
 #include "../api.h"
@@ -17,5 +18,28 @@ struct Tape {
 };
 
 const char* family(Cell cell);
+int64_t gates(Cell cell);
+
+// An LSTM's state comes as the pair (h, c), every other one as h; None means zeros.
+struct State {
+    py::object h = py::none(), c = py::none();
+};
+
+State unpack_state(py::handle given, Cell cell, const Argument& argument);
+py::object state_of(Cell cell, const py::object& h, const py::object& c);
+
+Truncation read_truncation(py::handle given, int64_t steps, const Argument& argument);
+Cell read_cell(py::handle given, const Argument& argument);
+
+template <class T>
+void copy_or_zero(const T* from, T* to, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) to[i] = from ? from[i] : T(0);
+}
+
+template <class T>
+const T* data_of(const py::object& holder) {
+    return holder && !holder.is_none() ? static_cast<const T*>(py::reinterpret_borrow<py::array>(holder).data())
+                                       : nullptr;
+}
 
 }  // namespace tbptt::python

@@ -1,22 +1,32 @@
 // The long short-term memory cell (Hochreiter & Schmidhuber 1997, with the forget gate of Gers et al. 2000), gates in the
-// order i, f, g, o:  c = f·c' + i·g,  h = o·tanh(c).
+// order i, f, g, o:  c = f·c' + i·g,  h = o·tanh(c). With peepholes (Gers & Schmidhuber 2000) the gates i and f see c',
+// and o sees c, each through a weight of its own.
 #pragma once
 
 #include "cell.h"
 
 namespace tbptt {
 
-template <class M>
-struct Lstm {
+template <class M, bool Peephole>
+struct LstmCell {
     using V = typename M::Value;
     static constexpr CellShape shape{4, 4, 4, true, true, false};
+    static constexpr bool peephole = Peephole;
 
-    static TBPTT_CELL void forward(const V* input, const V* recurrent, V, V c_before, V* saved, V& h, V& c) {
-        const V i = M::sigmoid(input[0] + recurrent[0]);
-        const V f = M::sigmoid(input[1] + recurrent[1]);
+    // p: the peepholes of i, f and o, if there are any
+    static TBPTT_CELL void forward(const V* input, const V* recurrent, V, V c_before, V* saved, V& h, V& c,
+                                   const V* p = nullptr) {
+        V in_i = input[0] + recurrent[0], in_f = input[1] + recurrent[1], in_o = input[3] + recurrent[3];
+        if constexpr (Peephole) {
+            in_i = in_i + p[0] * c_before;
+            in_f = in_f + p[1] * c_before;
+        }
+        const V i = M::sigmoid(in_i);
+        const V f = M::sigmoid(in_f);
         const V g = M::tanh(input[2] + recurrent[2]);
-        const V o = M::sigmoid(input[3] + recurrent[3]);
         c = f * c_before + i * g;
+        if constexpr (Peephole) in_o = in_o + p[2] * c;
+        const V o = M::sigmoid(in_o);
         h = o * M::tanh(c);
         saved[0] = i;
         saved[1] = f;
@@ -25,16 +35,25 @@ struct Lstm {
     }
 
     // carry: the gradient of c that the later step passed back
-    static TBPTT_CELL void backward(const V* saved, V, V, V c_before, V c, V dh, V carry, V* dgates, V& carry_out) {
+    static TBPTT_CELL void backward(const V* saved, V, V, V c_before, V c, V dh, V carry, V* dgates, V& carry_out,
+                                    const V* p = nullptr) {
         const V i = saved[0], f = saved[1], g = saved[2], o = saved[3], one = M::one();
         const V t = M::tanh(c);
-        const V dc = carry + dh * o * (one - t * t);
+        V dc = carry + dh * o * (one - t * t);
+        dgates[3] = dh * t * o * (one - o);
+        if constexpr (Peephole) dc = dc + dgates[3] * p[2];
         dgates[0] = dc * g * i * (one - i);
         dgates[1] = dc * c_before * f * (one - f);
         dgates[2] = dc * i * (one - g * g);
-        dgates[3] = dh * t * o * (one - o);
         carry_out = dc * f;
+        if constexpr (Peephole) carry_out = carry_out + dgates[0] * p[0] + dgates[1] * p[1];
     }
 };
+
+template <class M>
+using Lstm = LstmCell<M, false>;
+
+template <class M>
+using PeepholeLstm = LstmCell<M, true>;
 
 }  // namespace tbptt

@@ -115,6 +115,15 @@ void transposed_phase(const ConvolutionForward<T>& p, int64_t phase_y, int64_t p
                              p.packed});
 }
 
+// Whether a convolution without stride that is none of depth goes a faster way than over the tiles of CorrelationLast; so does
+// its transpose.
+template <class T>
+bool has_faster_way(const ConvolutionShape& s) {
+    Buffer<Tap> taps(kernel_size(s));
+    return shallow::is_shallow<T>(s) ||
+           winograd_tile(forward_correlation<T>(s, nullptr, nullptr, nullptr, Activation::none, nullptr, taps)) != 0;
+}
+
 template <class T>
 void convolution_forward(const ConvolutionForward<T>& given) {
     ConvolutionForward<T> p = given;

@@ -83,7 +83,7 @@ void depthwise_gradients(const ConvolutionShape& s, const T* big, const T* small
     const int threads = threads_for((target ? 2 : 1) * work_of_a_meeting * forward.meetings());
     const auto run = [&](const auto& gradient, auto make_sum) {
         using Sum = decltype(make_sum());
-        if (!target) return run_gradient<decltype(gradient), Sum>(gradient, nullptr, s.batch, threads);
+        if (!target) return run_gradient(gradient, static_cast<const Sum*>(nullptr), s.batch, threads);
         const Sum data = make_sum();
         run_gradient(gradient, &data, s.batch, threads);
     };

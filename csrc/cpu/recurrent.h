@@ -82,10 +82,12 @@ class Lanes {
         int64_t slot;   // where its state lies, of rows_together
     };
 
-    Lanes(const Segment* segments, int64_t count) : next_(segments), end_(segments + count) {
+    // at most `most` lanes, which is at most rows_together
+    Lanes(const Segment* segments, int64_t count, int64_t most = rows_together)
+        : next_(segments), end_(segments + count) {
         int64_t total = 0;
         for (int64_t i = 0; i < count; ++i) total += segments[i].length;
-        count_ = count ? smaller(rows_together, ceil_div(total, segments[0].length)) : 0;
+        count_ = count ? smaller(most, ceil_div(total, segments[0].length)) : 0;
         for (int64_t i = 0; i < count_; ++i) lanes_[i] = {next_++, 0, i};
     }
 

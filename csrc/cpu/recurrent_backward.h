@@ -52,18 +52,22 @@ __attribute__((noinline)) void measure_states(const Lanes& lanes, int64_t step, 
     }
 }
 
-template <class T, template <class> class CellOf>
+// OtherOf: a cell of the same shape, which `other` asks for; all but the maths is compiled once.
+template <class T, template <class> class CellOf, template <class> class OtherOf = CellOf>
 class BackwardPass {
     static constexpr int N = units_together;
     using Cell = CellOf<VecMath<T, N>>;
+    using Other = OtherOf<VecMath<T, N>>;
+    static constexpr bool two_cells = !std::is_same_v<Cell, Other>;
     using V = Wide<T, N>;
     static constexpr CellShape cell = Cell::shape;
     static constexpr int kept = cell.kept();
     static constexpr int L = lanes<T>;
 
    public:
-    explicit BackwardPass(const RecurrentBackward<T>& p)
+    TBPTT_COLD explicit BackwardPass(const RecurrentBackward<T>& p, bool other = false)
         : p_(p),
+          other_(other),
           shape_(p.layer.shape),
           rows_(shape_.steps * shape_.batch),
           hidden_(shape_.hidden),
@@ -355,7 +359,10 @@ class BackwardPass {
         if (cell.has_c) c = saved[cell.saved];
         if (cell.candidate_apart) h_old = each<T, N>([&](int n) { return h_before<Full>(at[n]); });
         if (cell.has_c) c_old = each<T, N>([&](int n) { return c_before<Full>(at[n]); });
-        Cell::backward(saved, h, h_old, c_old, c, dh, carry, gates, carry_out);
+        if (two_cells && other_)
+            Other::backward(saved, h, h_old, c_old, c, dh, carry, gates, carry_out);
+        else
+            Cell::backward(saved, h, h_old, c_old, c, dh, carry, gates, carry_out);
 #pragma GCC unroll 4
         for (int n = 0; n < N; ++n) {
             const auto write = [&](T* to, Vec<T> value) { store_lanes<Full>(to, value, at[n].count); };
@@ -410,6 +417,7 @@ class BackwardPass {
     }
 
     const RecurrentBackward<T>& p_;
+    const bool other_;
     const RecurrentShape shape_;
     const int64_t rows_, hidden_, ld_;
     const SavedLayout<T> saved_;

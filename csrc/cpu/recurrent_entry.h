@@ -10,8 +10,8 @@ namespace TBPTT_ISA {
 template <class T>
 void recurrent_forward(const RecurrentForward<T>& p) {
     switch (p.layer.shape.cell) {
-        case Cell::rnn_tanh: return ForwardPass<T, RnnTanh>(p).run();
-        case Cell::rnn_relu: return ForwardPass<T, RnnRelu>(p).run();
+        case Cell::rnn_tanh: return ForwardPass<T, RnnTanh, RnnRelu>(p).run();
+        case Cell::rnn_relu: return ForwardPass<T, RnnTanh, RnnRelu>(p, true).run();
         case Cell::gru: return ForwardPass<T, Gru>(p).run();
         case Cell::lstm: return ForwardPass<T, Lstm>(p).run();
     }
@@ -20,8 +20,8 @@ void recurrent_forward(const RecurrentForward<T>& p) {
 template <class T>
 void recurrent_backward(const RecurrentBackward<T>& p) {
     switch (p.layer.shape.cell) {
-        case Cell::rnn_tanh: return BackwardPass<T, RnnTanh>(p).run();
-        case Cell::rnn_relu: return BackwardPass<T, RnnRelu>(p).run();
+        case Cell::rnn_tanh: return BackwardPass<T, RnnTanh, RnnRelu>(p).run();
+        case Cell::rnn_relu: return BackwardPass<T, RnnTanh, RnnRelu>(p, true).run();
         case Cell::gru: return BackwardPass<T, Gru>(p).run();
         case Cell::lstm: return BackwardPass<T, Lstm>(p).run();
     }

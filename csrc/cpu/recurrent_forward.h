@@ -11,10 +11,13 @@
 namespace tbptt {
 namespace TBPTT_ISA {
 
-template <class T, template <class> class CellOf>
+// OtherOf: a cell of the same shape, which `other` asks for; all but the maths is compiled once.
+template <class T, template <class> class CellOf, template <class> class OtherOf = CellOf>
 class ForwardPass {
     static constexpr int N = units_together;
     using Cell = CellOf<VecMath<T, N>>;
+    using Other = OtherOf<VecMath<T, N>>;
+    static constexpr bool two_cells = !std::is_same_v<Cell, Other>;
     using V = Wide<T, N>;
     static constexpr CellShape cell = Cell::shape;
     static constexpr int kept = cell.kept();
@@ -22,8 +25,9 @@ class ForwardPass {
     static constexpr int64_t run_bytes = int64_t{1} << 20;
 
    public:
-    explicit ForwardPass(const RecurrentForward<T>& p)
+    TBPTT_COLD explicit ForwardPass(const RecurrentForward<T>& p, bool other = false)
         : p_(p),
+          other_(other),
           shape_(p.layer.shape),
           saved_{shape_.batch, shape_.hidden, kept},
           plan_(choose_plan(p)),
@@ -278,7 +282,10 @@ class ForwardPass {
         if (cell.candidate_apart)
             h_before = each<T, N>([&](int n) { return load_lanes<Full>(at[n].h_before, at[n].count); });
         if (cell.has_c) c_before = each<T, N>([&](int n) { return load_lanes<Full>(at[n].c_before, at[n].count); });
-        Cell::forward(in, rec, h_before, c_before, saved, h, c);
+        if (two_cells && other_)
+            Other::forward(in, rec, h_before, c_before, saved, h, c);
+        else
+            Cell::forward(in, rec, h_before, c_before, saved, h, c);
         if (cell.has_c) saved[cell.saved] = c;
 #pragma GCC unroll 4
         for (int n = 0; n < N; ++n) {
@@ -295,6 +302,7 @@ class ForwardPass {
     }
 
     const RecurrentForward<T>& p_;
+    const bool other_;
     const RecurrentShape shape_;
     const SavedLayout<T> saved_;
     const Plan plan_;

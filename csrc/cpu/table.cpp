@@ -24,6 +24,12 @@ void recurrent_forward(const RecurrentForward<T>&);
 template <class T>
 void recurrent_backward(const RecurrentBackward<T>&);
 
+// Instantiated in convrecurrent_float.cpp and convrecurrent_double.cpp.
+template <class T>
+void convrecurrent_forward(const ConvRecurrentForward<T>&);
+template <class T>
+void convrecurrent_backward(const ConvRecurrentBackward<T>&);
+
 // Instantiated in convolution_float.cpp and convolution_double.cpp.
 template <class T>
 void convolution_forward(const ConvolutionForward<T>&);
@@ -56,6 +62,8 @@ template <class T>
 constexpr Kernels<T> make_kernels() {
     return {recurrent_forward<T>,
             recurrent_backward<T>,
+            convrecurrent_forward<T>,
+            convrecurrent_backward<T>,
             linear_forward<T>,
             linear_backward<T>,
             convolution_forward<T>,

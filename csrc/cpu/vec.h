@@ -28,6 +28,8 @@
 #endif
 
 #define TBPTT_INLINE inline __attribute__((always_inline))
+// What runs once a call: compiled for size.
+#define TBPTT_COLD __attribute__((cold, noinline))
 
 namespace tbptt {
 namespace TBPTT_ISA {

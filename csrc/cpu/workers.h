@@ -65,9 +65,15 @@ class Tasks {
 
     template <class Task>
     void run(const Worker& worker, Task task) {
+        run(worker, total_, task);
+    }
+
+    // The tasks 0 … total-1 only.
+    template <class Task>
+    void run(const Worker& worker, int64_t total, Task task) {
         for (int k = 0; k < worker.count; ++k) {
             const int owner = (worker.index + k) % worker.count;
-            const Range part = split(total_, owner, worker.count);
+            const Range part = split(total, owner, worker.count);
             for (int64_t first; (first = part.begin + taken_[owner].take(chunk_)) < part.end;)
                 for (int64_t i = first; i < smaller(first + chunk_, part.end); ++i) task(i);
         }

@@ -38,6 +38,47 @@ def lag_norms(
     tape: Any, grad_out: Any, max_lag: SupportsIndex, sums: bool
 ) -> tuple[NDArray[Any], NDArray[Any] | None]: ...
 def borrow_arrays(*tensors: Any) -> list[Any]: ...
+
+class ConvTape:
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def memory(self) -> NDArray[Any]: ...
+
+def convrecurrent_forward(
+    cell: str,
+    x: Any,
+    hx: Any,
+    w_ih: Any,
+    w_hh: Any,
+    b_ih: Any,
+    b_hh: Any,
+    peephole: Any,
+    is_init: Any,
+    dilation: Any,
+    layout: str,
+    algo: str,
+    training: bool,
+) -> tuple[NDArray[Any], Any, ConvTape | None]: ...
+def convrecurrent_backward(
+    cell: str, tape: Any, grad_out: Any, grad_hx: Any, truncation: Any, carry_scale: Any
+) -> tuple[Any, Any, Any, Any, Any, Any, Any]: ...
+def restore_conv_tape(
+    cell: str,
+    x: Any,
+    hx: Any,
+    w_ih: Any,
+    w_hh: Any,
+    peephole: Any,
+    has_b_ih: bool,
+    has_b_hh: bool,
+    is_init: Any,
+    dilation: Any,
+    layout: str,
+    algo: str,
+    out: Any,
+    memory: Any,
+) -> ConvTape: ...
 def restore_tape(
     cell: str,
     x: Any,

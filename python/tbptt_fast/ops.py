@@ -26,6 +26,16 @@ from .ops_convolution import (
     conv_transpose2d_backward,
     pack_conv2d,
 )
+from .ops_convrecurrent import (
+    ConvRecurrentGrads,
+    ConvTape,
+    convgru_backward,
+    convgru_forward,
+    convlstm_backward,
+    convlstm_forward,
+    convrnn_backward,
+    convrnn_forward,
+)
 from .ops_layers import (
     embedding,
     embedding_backward,
@@ -59,6 +69,8 @@ from .ops_pooling import (
 __all__ = [
     "BatchNorm",
     "ConvGrads",
+    "ConvRecurrentGrads",
+    "ConvTape",
     "LayerNorm",
     "Layout",
     "LinearGrads",
@@ -79,6 +91,12 @@ __all__ = [
     "conv2d_backward",
     "conv_transpose2d",
     "conv_transpose2d_backward",
+    "convgru_backward",
+    "convgru_forward",
+    "convlstm_backward",
+    "convlstm_forward",
+    "convrnn_backward",
+    "convrnn_forward",
     "dropout",
     "dropout_backward",
     "embedding",

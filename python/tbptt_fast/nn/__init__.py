@@ -7,6 +7,7 @@ Sequences are time-major: x is [T, B, features].
 
 from .composed import Iterated, TimeDistributed
 from .convolution import Conv1d, Conv2d, ConvTranspose2d
+from .convrecurrent import ConvGRU2d, ConvLSTM2d, ConvRNN2d
 from .layers import Embedding, Linear, Sequential
 from .module import Gradients, Module, Tape
 from .normalization import BatchNorm2d, Dropout, LayerNorm
@@ -22,6 +23,9 @@ __all__ = [
     "BatchNorm2d",
     "Conv1d",
     "Conv2d",
+    "ConvGRU2d",
+    "ConvLSTM2d",
+    "ConvRNN2d",
     "ConvTranspose2d",
     "Dropout",
     "Embedding",

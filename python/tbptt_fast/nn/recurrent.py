@@ -25,7 +25,7 @@ class _Recurrent(Module):
     """A stack of recurrent layers; the cells differ in their ops and in the form of the state."""
 
     _gates: ClassVar[int]
-    _cell_backward: ClassVar[Callable[..., ops.RecurrentGrads]]
+    _cell_backward: ClassVar[Callable[..., Any]]
 
     def __init__(
         self,
@@ -41,19 +41,11 @@ class _Recurrent(Module):
         super().__init__()
         kind = type(self).__name__
         check_sizes(kind, input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
-        if not 0 <= dropout < 1:
-            raise ValueError(f"{kind}: dropout: expected a value in [0, 1), got {dropout}")
-        if dropout and num_layers == 1:
-            raise ValueError(
-                f"{kind}: dropout: acts between layers, expected 0 for one layer, got {dropout}"
-            )
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
-        self.dropout = dropout
         self._names = ("weight_ih", "weight_hh", *(("bias_ih", "bias_hh") if bias else ()))
         found = check_dtype(kind, dtype)
         rng = np.random.default_rng(seed)
-        if dropout:
-            self._generators["dropout"] = rng
+        self._set_dropout(dropout, rng)
         rows = self._gates * hidden_size
         for layer in range(num_layers):
             columns = {"weight_ih": hidden_size if layer else input_size, "weight_hh": hidden_size}
@@ -61,23 +53,43 @@ class _Recurrent(Module):
                 shape = (rows, columns[name]) if name in columns else (rows,)
                 self._parameters[f"{name}_l{layer}"] = uniform(rng, hidden_size, shape, found)
 
+    def _set_dropout(self, dropout: float, rng: np.random.Generator) -> None:
+        kind = type(self).__name__
+        if not 0 <= dropout < 1:
+            raise ValueError(f"{kind}: dropout: expected a value in [0, 1), got {dropout}")
+        if dropout and self.num_layers == 1:
+            raise ValueError(
+                f"{kind}: dropout: acts between layers, expected 0 for one layer, got {dropout}"
+            )
+        self.dropout = dropout
+        if dropout:
+            self._generators["dropout"] = rng
+
     def _cell_forward(
         self, x: Array, hx: Any, weights: list[Array], is_init: Array | None, keep: bool
     ) -> tuple[Array, Any, Any]:
         raise NotImplementedError
 
+    def _input_shape(self) -> tuple[str | int, ...]:
+        return "T", "B", self.input_size
+
+    def _state_shape(self) -> tuple[str | int, ...]:
+        """Of one layer; letters stand for any size."""
+        return "B", self.hidden_size
+
     def _layer_states(self, name: str, state: Any) -> list[Any]:
-        """Cut a state h [L, B, H] into one hx per layer."""
+        """Cut a state h [L, B, …] into one hx per layer."""
         where = f"{type(self).__name__}: {name}"
         if state is None:
             return [None] * self.num_layers
         if not isinstance(state, np.ndarray):
             raise TypeError(f"{where}: expected an array, got {type(state).__name__}")
-        layers, hidden = self.num_layers, self.hidden_size
-        if state.ndim != 3 or state.shape[0] != layers or state.shape[2] != hidden:
-            raise ValueError(
-                f"{where}: expected shape [{layers}, B, {hidden}], got {list(state.shape)}"
-            )
+        wanted = (self.num_layers, *self._state_shape())
+        if state.ndim != len(wanted) or any(
+            isinstance(w, int) and n != w for n, w in zip(state.shape, wanted, strict=True)
+        ):
+            expected = ", ".join(map(str, wanted))
+            raise ValueError(f"{where}: expected shape [{expected}], got {list(state.shape)}")
         return list(state)
 
     def _stack_states(self, states: Sequence[Any]) -> Any:
@@ -87,7 +99,7 @@ class _Recurrent(Module):
         self, x: Array, state: Any, is_init: Array | None, keep: bool
     ) -> tuple[Array, Any, Tape | None]:
         dtype = self._parameters["weight_hh_l0"].dtype
-        check_input(type(self).__name__, x, dtype, ("T", "B", self.input_size))
+        check_input(type(self).__name__, x, dtype, self._input_shape())
         dropping = keep and self.training and self.dropout > 0
         finals, tapes, masks = [], [], []
         for layer, hx in enumerate(self._layer_states("state", state)):
@@ -127,17 +139,34 @@ class _Recurrent(Module):
             )
             grad = self._drop(grads.x, masks[layer - 1]) if layer and masks else grads.x
             states.append(grads.hx)
-            layers.append((grads.w_ih, grads.w_hh, grads.b_ih, grads.b_hh))
+            layers.append([array for array in grads[2:] if array is not None])
         params = {
             f"{name}_l{layer}": array
             for layer, arrays in enumerate(reversed(layers))
-            for name, array in zip(self._names, arrays, strict=False)
-            if array is not None
+            for name, array in zip(self._names, arrays, strict=True)
         }
         return Gradients(grad if needs_x else None, self._stack_states(states[::-1]), params)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.input_size}, {self.hidden_size}, {self.num_layers})"
+
+
+class _PairState(_Recurrent):
+    """Layers whose state is the pair (h, c)."""
+
+    def _layer_states(self, name: str, state: Any) -> list[Any]:
+        if state is None:
+            return [None] * self.num_layers
+        if not isinstance(state, tuple | list) or len(state) != 2:
+            got = f"{len(state)} items" if isinstance(state, tuple | list) else type(state).__name__
+            kind = type(self).__name__
+            raise ValueError(f"{kind}: {name}: expected a pair (h, c), got {got}")
+        h, c = (super(_PairState, self)._layer_states(f"{name}[{i}]", state[i]) for i in (0, 1))
+        return list(zip(h, c, strict=True))
+
+    def _stack_states(self, states: Sequence[Any]) -> Any:
+        h, c = zip(*states, strict=True)
+        return super()._stack_states(h), super()._stack_states(c)
 
 
 class RNN(_Recurrent):
@@ -215,7 +244,7 @@ class GRU(_Recurrent):
     _cell_backward = staticmethod(ops.gru_backward)
 
 
-class LSTM(_Recurrent):
+class LSTM(_PairState):
     """Long short-term memory; the state is the pair (h, c).
 
     x [T, B, input_size], y [T, B, hidden_size], h and c [num_layers, B, hidden_size]; parameters
@@ -243,16 +272,3 @@ class LSTM(_Recurrent):
         return ops.lstm_forward(x, hx, *weights, is_init=is_init, training=keep)
 
     _cell_backward = staticmethod(ops.lstm_backward)
-
-    def _layer_states(self, name: str, state: Any) -> list[Any]:
-        if state is None:
-            return [None] * self.num_layers
-        if not isinstance(state, tuple | list) or len(state) != 2:
-            got = f"{len(state)} items" if isinstance(state, tuple | list) else type(state).__name__
-            raise ValueError(f"LSTM: {name}: expected a pair (h, c), got {got}")
-        h, c = (super(LSTM, self)._layer_states(f"{name}[{i}]", state[i]) for i in (0, 1))
-        return list(zip(h, c, strict=True))
-
-    def _stack_states(self, states: Sequence[Any]) -> Any:
-        h, c = zip(*states, strict=True)
-        return super()._stack_states(h), super()._stack_states(c)

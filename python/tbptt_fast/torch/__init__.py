@@ -20,6 +20,8 @@ if tuple(int(part) for part in _torch.__version__.split(".")[:2]) < (2, 4):
 from . import optim
 from .convolution import Conv1d, Conv2d
 from .convolution_ops import conv1d, conv2d
+from .convrecurrent import ConvGRU2d, ConvLSTM2d, ConvRNN2d
+from .convrecurrent_ops import convgru, convlstm, convrnn
 from .recurrent import GRU, LSTM, RNN
 from .recurrent_ops import gru, lstm, rnn
 from .streams import StreamBatcher, detach_state, windows
@@ -31,11 +33,17 @@ __all__ = [
     "RNN",
     "Conv1d",
     "Conv2d",
+    "ConvGRU2d",
+    "ConvLSTM2d",
+    "ConvRNN2d",
     "StreamBatcher",
     "SwapReport",
     "accelerate",
     "conv1d",
     "conv2d",
+    "convgru",
+    "convlstm",
+    "convrnn",
     "decelerate",
     "detach_state",
     "gru",

@@ -43,17 +43,20 @@ _BACKWARD = (
 )
 
 
-def _pair(cell: Cell, states: Sequence[Any]) -> Any:
+def pair_states(cell: Cell, states: Sequence[Any]) -> Any:
     return tuple(states) if cell == "lstm" else states[0]
 
 
-class _Layer:
+class Layer:
     """One cell's operators, written for a list of states: (h,), or (h, c) of an LSTM."""
+
+    forward_schema, backward_schema = _FORWARD, _BACKWARD
+    options = 4  # arguments of the forward pass behind those that have gradients
 
     def __init__(self, cell: Cell) -> None:
         self.cell = cell
         self.states = 2 if cell == "lstm" else 1
-        self.name = cell
+        self.name: str = cell
         family = cell[:3] if cell.startswith("rnn") else cell
         self._forward = getattr(_native, f"{family}_forward")
         self._backward = getattr(_native, f"{family}_backward")
@@ -64,7 +67,15 @@ class _Layer:
         n, keep = self.states, rest[-1]
         array, *states, w_ih, w_hh, b_ih, b_hh, is_init = to_arrays(x, *rest[: n + 5])
         out, state, tape = self._forward(
-            array, _pair(self.cell, states), w_ih, w_hh, b_ih, b_hh, *self._options, is_init, keep
+            array,
+            pair_states(self.cell, states),
+            w_ih,
+            w_hh,
+            b_ih,
+            b_hh,
+            *self._options,
+            is_init,
+            keep,
         )
         last = state if self.cell == "lstm" else (state,)
         memory = to_tensor(tape.memory) if keep else x.new_empty(0)
@@ -77,10 +88,10 @@ class _Layer:
         grad_states, (tape, x), states = arrays[:n], arrays[n : n + 2], arrays[n + 2 : 2 * n + 2]
         (w_ih, w_hh), (b_ih, b_hh) = arrays[-2:], biases
         restored = _native.restore_tape(
-            self.cell, x, _pair(self.cell, states), w_ih, w_hh, b_ih, b_hh, is_init, tape
+            self.cell, x, pair_states(self.cell, states), w_ih, w_hh, b_ih, b_hh, is_init, tape
         )
         grads = self._backward(
-            restored, grad, _pair(self.cell, grad_states), truncation, carry_scale
+            restored, grad, pair_states(self.cell, grad_states), truncation, carry_scale
         )
         by_states = grads[1] if self.cell == "lstm" else (grads[1],)
         found = (grads[0], *by_states, *grads[2:])
@@ -104,8 +115,9 @@ class _Layer:
     def save(self, ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         n = self.states
         x, states, (w_ih, w_hh, b_ih, b_hh) = inputs[0], inputs[1 : n + 1], inputs[n + 1 : n + 5]
-        is_init, carry_scale, ctx.truncation, _ = inputs[n + 5 :]
+        is_init, carry_scale, truncation, _ = inputs[n + 5 :]
         ctx.save_for_backward(output[-1], x, *states, w_ih, w_hh, is_init, carry_scale)
+        ctx.options = (truncation,)
         ctx.states = [s is not None for s in states]
         ctx.biases = (b_ih is not None, b_hh is not None)
         ctx.mark_non_differentiable(output[-1])
@@ -115,8 +127,8 @@ class _Layer:
         """Gradients by x, the states and the weights, by `backward`, of this class or its op."""
         n = self.states
         if all(g is None for g in grads[: n + 1]):
-            return (None,) * (n + 5)
-        found = backward(*grads[: n + 1], *ctx.saved_tensors, ctx.truncation, ctx.biases)
+            return (None,) * (n + 3 + len(ctx.biases))
+        found = backward(*grads[: n + 1], *ctx.saved_tensors, *ctx.options, ctx.biases)
         given = (True, *ctx.states, True, True, *ctx.biases)
         return tuple([g if has else None for g, has in zip(found, given, strict=True)])
 
@@ -132,7 +144,7 @@ class _Layer:
         name = f"{self.name}_backward"
         define(
             name,
-            _BACKWARD.format(**more),
+            self.backward_schema.format(**more),
             self.backward,
             self.fake_backward,
             *refuse_second_derivative(name),
@@ -140,10 +152,13 @@ class _Layer:
         gradient = getattr(torch.ops.tbptt_fast, name).default
         define(
             self.name,
-            _FORWARD.format(**more),
+            self.forward_schema.format(**more),
             self.forward,
             self.fake_forward,
-            lambda ctx, *grads: (*self.differentiate(gradient, ctx, grads), *(None,) * 4),
+            lambda ctx, *grads: (
+                *self.differentiate(gradient, ctx, grads),
+                *(None,) * self.options,
+            ),
             lambda ctx, inputs, output: self.save(ctx, inputs, output),
         )
         layer = self
@@ -165,7 +180,7 @@ class _Layer:
         return getattr(torch.ops.tbptt_fast, self.name), Plain
 
 
-_LAYERS = {cell: _Layer(cell) for cell in CELLS}
+_LAYERS = {cell: Layer(cell) for cell in CELLS}
 _OPERATORS = {cell: layer.register() for cell, layer in _LAYERS.items()}
 
 

@@ -1,0 +1,1 @@
+"""Truncation checked against published and derived results: `python -m bench.science`."""

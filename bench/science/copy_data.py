@@ -5,7 +5,7 @@ power of the share of symbols among the targets; that is where a K that is too s
 With rows that are shifted each on its own, as the paper describes them, the share is 0.45 and the
 perplexity 1.866. The authors' public code (tbptt/generate_data.py) shifts *all* rows made so far
 with every new row, so that about a third of its 1,000 test steps are fragments of blocks, with
-fewer symbols, and the perplexity is 1.65 to 1.67: the published 1.646 for K = 5 belongs to these.
+fewer symbols, and the perplexity is 1.64 to 1.68, as the 1.646 that was published for K = 5.
 """
 
 from __future__ import annotations

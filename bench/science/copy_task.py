@@ -52,6 +52,7 @@ class Case(NamedTuple):
 FULL_CASES = (
     Case(5, None, 20, False, "1.866 ± 0.01 (derived)", 1.856, 1.876),
     Case(10, None, 40, False, "1.036, at most 1.066", 1.0, 1.066),
+    Case(None, 0.1, 60, False, "1.030, at most 1.060", 1.0, 1.060),
     Case(5, None, 20, True, "1.646 ± 0.03", 1.616, 1.676),
     Case(10, None, 100, True, "1.036, at most 1.066", 1.0, 1.066),
     Case(None, 0.9, 40, True, "1.022, at most 1.052", 1.0, 1.052),

@@ -32,7 +32,7 @@ from ._common import (
 
 FULL = {"t1": 6, "t2": 18, "updates": 3000, "hidden": 48, "block": 72, "batch": 32, "lr": 1e-2}
 FULL_K, TOLERANCE = (3, 5, 8, 11, 16, 24), 0.01  # nats
-QUICK = {"t1": 3, "t2": 9, "updates": 600, "hidden": 32, "block": 40, "batch": 32, "lr": 1e-2}
+QUICK = {"t1": 3, "t2": 9, "updates": 450, "hidden": 32, "block": 40, "batch": 32, "lr": 1e-2}
 QUICK_K, QUICK_TOLERANCE = (1, 4, 11), 0.03  # below half the distance of the nearest plateaus
 WEIGHTS = (0.5, 0.5, -0.25)  # of one, x_{t-t1} and x_{t-t2}
 ESTIMATORS = {"per loss": "truncation=(1, K)", "windows": "truncation=K"}

@@ -264,7 +264,7 @@ class BackwardPass {
     }
 
     template <bool Full>
-    TBPTT_INLINE void into_gates(const Place (&at)[N], int different = N) {
+    __attribute__((noinline)) void into_gates(const Place (&at)[N], int different = N) {
         const RecurrentTape<T>& tape = p_.tape;
         const auto read = [&](const T* from, int n) { return load_lanes<Full>(from, at[n].count); };
         typename SavedLayout<T>::Place tape_at[N];

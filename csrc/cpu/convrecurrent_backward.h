@@ -35,7 +35,7 @@ class ConvBackwardPass {
                                static_cast<double>(columns_ * hidden_))),
           turns_(!same_order(shape_, hidden_)),
           apart_(own_columns_ == columns_ && stands_apart<T>(shape_)),
-          apply_(find_backward<T>(shape_.cell, p.layer.peephole != nullptr)),
+          apply_(find_backward<T>(shape_.cell)),
           blocks_(most_live_ * pixels_, threads_),
           panels_(layout_panels<T>(taps_count_ * columns_, hidden_, choose_vectors<T>(hidden_))),
           packed_(apart_ ? 0 : panels_.size()),

@@ -29,7 +29,7 @@ class ConvForwardPass {
           keeps_(p.tape.maps != nullptr),
           turns_(!same_order(shape_, hidden_)),
           apart_(stands_apart<T>(shape_)),
-          apply_(find_forward<T>(shape_.cell, p.layer.peephole != nullptr)),
+          apply_(find_forward<T>(shape_.cell)),
           blocks_(rows_, threads_),
           unit_vectors_(cell_.gates == 1 ? choose_vectors<T>(hidden_) : 1),
           unit_panels_(ceil_div(hidden_, unit_vectors_ * L)),

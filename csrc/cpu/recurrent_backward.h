@@ -12,6 +12,22 @@
 namespace tbptt {
 namespace TBPTT_ISA {
 
+// out [count][columns] = rows·b, where `few` rows meet the lines of w as they are.
+template <class T>
+__attribute__((noinline)) void multiply_to_rows(const T* const* rows, int64_t count, const Packed<T>& b, bool few,
+                                                const T* w, int64_t columns, int64_t rotation, T* out) {
+    const Range panels{0, b.panels};
+    const auto finish = [&](int64_t p, int64_t row, int height, const T* c) {
+        const int64_t column = p * b.width();
+        T* to = out + row * columns + column;
+        for (int r = 0; r < height; ++r, to += columns, c += b.width())
+            for (int64_t j = 0; j < b.width() && column + j < columns; j += lanes<T>)
+                store_partial(to + j, load(c + j), columns - column - j);
+    };
+    few ? product_of_few_lines<T>(rows, count, b, w, columns, rotation, panels, finish)
+        : product<T>(rows, count, b, panels, finish);
+}
+
 // OtherOf: a cell of the same shape, which `other` asks for; all but the maths is compiled once.
 template <class T, template <class> class CellOf, template <class> class OtherOf = CellOf>
 class BackwardPass {
@@ -324,17 +340,8 @@ class BackwardPass {
             const int64_t first = block * dx_rows, count = smaller(dx_rows, rows_ - first);
             for (int64_t i = 0; i < count; ++i)
                 pointers[i] = dgates_ + (first + i) * ld_ + cell.input_first() * hidden_;
-            const Range panels{0, input_.panels};
-            const auto finish = [&](int64_t p, int64_t row, int height, const T* c) {
-                const int64_t column = p * input_.width();
-                T* to = p_.grad_x + (first + row) * inputs + column;
-                for (int r = 0; r < height; ++r, to += inputs, c += input_.width())
-                    for (int64_t j = 0; j < input_.width() && column + j < inputs; j += L)
-                        store_partial(to + j, load(c + j), inputs - column - j);
-            };
-            few_ ? product_of_few_lines<T>(pointers, count, input_, p_.layer.w_ih, inputs,
-                                           cell.input_rotation() * hidden_, panels, finish)
-                 : product<T>(pointers, count, input_, panels, finish);
+            multiply_to_rows<T>(pointers, count, input_, few_, p_.layer.w_ih, inputs, cell.input_rotation() * hidden_,
+                                p_.grad_x + first * inputs);
         });
     }
 

@@ -7,17 +7,16 @@
 
 namespace tbptt {
 
-template <class M, bool Peephole>
-struct LstmCell {
+template <class M>
+struct Lstm {
     using V = typename M::Value;
     static constexpr CellShape shape{4, 4, 4, true, true, false};
-    static constexpr bool peephole = Peephole;
 
-    // p: the peepholes of i, f and o, if there are any
+    // p: the peepholes of i, f and o, or null
     static TBPTT_CELL void forward(const V* input, const V* recurrent, V, V c_before, V* saved, V& h, V& c,
                                    const V* p = nullptr) {
         V in_i = input[0] + recurrent[0], in_f = input[1] + recurrent[1], in_o = input[3] + recurrent[3];
-        if constexpr (Peephole) {
+        if (p) {
             in_i = in_i + p[0] * c_before;
             in_f = in_f + p[1] * c_before;
         }
@@ -25,7 +24,7 @@ struct LstmCell {
         const V f = M::sigmoid(in_f);
         const V g = M::tanh(input[2] + recurrent[2]);
         c = f * c_before + i * g;
-        if constexpr (Peephole) in_o = in_o + p[2] * c;
+        if (p) in_o = in_o + p[2] * c;
         const V o = M::sigmoid(in_o);
         h = o * M::tanh(c);
         saved[0] = i;
@@ -41,19 +40,13 @@ struct LstmCell {
         const V t = M::tanh(c);
         V dc = carry + dh * o * (one - t * t);
         dgates[3] = dh * t * o * (one - o);
-        if constexpr (Peephole) dc = dc + dgates[3] * p[2];
+        if (p) dc = dc + dgates[3] * p[2];
         dgates[0] = dc * g * i * (one - i);
         dgates[1] = dc * c_before * f * (one - f);
         dgates[2] = dc * i * (one - g * g);
         carry_out = dc * f;
-        if constexpr (Peephole) carry_out = carry_out + dgates[0] * p[0] + dgates[1] * p[1];
+        if (p) carry_out = carry_out + dgates[0] * p[0] + dgates[1] * p[1];
     }
 };
-
-template <class M>
-using Lstm = LstmCell<M, false>;
-
-template <class M>
-using PeepholeLstm = LstmCell<M, true>;
 
 }  // namespace tbptt

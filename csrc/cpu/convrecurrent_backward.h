@@ -35,7 +35,7 @@ class ConvBackwardPass {
                                static_cast<double>(columns_ * hidden_))),
           turns_(!same_order(shape_, hidden_)),
           apart_(own_columns_ == columns_ && stands_apart<T>(shape_)),
-          apply_(find_backward<T>(shape_.cell, p.layer.peephole != nullptr)),
+          apply_(find_backward<T>(shape_.cell)),
           blocks_(most_live_ * pixels_, threads_),
           panels_(layout_panels<T>(taps_count_ * columns_, hidden_, choose_vectors<T>(hidden_))),
           packed_(apart_ ? 0 : panels_.size()),
@@ -209,7 +209,7 @@ class ConvBackwardPass {
             ConvolutionForward<T>{shape, Activation::none, dgates, p_.layer.w_hh, weights_, nullptr, to});
     }
 
-    void finish_block(const Worker& worker, const Walk& w, int64_t index) {
+    TBPTT_COLD void finish_block(const Worker& worker, const Walk& w, int64_t index) {
         const int64_t first = index * blocks_.size, count = smaller(blocks_.size, w.count * pixels_ - first);
         BackwardLine<T>* lines = lines_ + worker.index * blocks_.size;
         find_lines(worker, w, first, count, lines);
@@ -285,7 +285,7 @@ class ConvBackwardPass {
         }
     }
 
-    void carry_back(const Worker& worker, const Walk& w, int64_t index, Range panels) {
+    TBPTT_COLD void carry_back(const Worker& worker, const Walk& w, int64_t index, Range panels) {
         const int64_t first = index * blocks_.size, count = smaller(blocks_.size, w.count * pixels_ - first);
         const T** pieces = pieces_ + worker.index * taps_count_ * blocks_.size;
         BackwardLine<T>* lines = lines_ + worker.index * blocks_.size;
@@ -303,8 +303,8 @@ class ConvBackwardPass {
     }
 
     // Whether anything is carried to any of the rows.
-    __attribute__((noinline)) bool find_lines(const Worker& worker, const Walk& w, int64_t first, int64_t count,
-                                              BackwardLine<T>* lines) const {
+    TBPTT_COLD bool find_lines(const Worker& worker, const Walk& w, int64_t first, int64_t count,
+                               BackwardLine<T>* lines) const {
         bool any = false;
         for_images(pixels_, first, count, [&](int64_t row, int64_t image, int64_t pixel, int64_t length) {
             const Live& live = w.live[image];
@@ -350,7 +350,7 @@ class ConvBackwardPass {
     }
 
     // Overlapping windows add to the same steps: each element's sums belong to one worker, in the order of the lanes.
-    void add_own(const Worker& worker, const Walk& w) {
+    TBPTT_COLD void add_own(const Worker& worker, const Walk& w) {
         const Range pixels = split(pixels_, worker);
         for (int64_t i = 0; i < w.count; ++i) {
             const Live& live = w.live[i];

@@ -67,7 +67,7 @@ TBPTT_INLINE CellPlace<T, Line> place_in(const CellTile<T, Line>& tile, int64_t 
             tile.hidden - unit};
 }
 
-template <class T, template <class> class CellOf, bool Peephole>
+template <class T, template <class> class CellOf>
 __attribute__((noinline)) void apply_forward(const ForwardTile<T>& tile) {
     constexpr int N = units_together;
     using Cell = CellOf<VecMath<T, N>>;
@@ -90,12 +90,13 @@ __attribute__((noinline)) void apply_forward(const ForwardTile<T>& tile) {
             h_before = each<T, N>([&](int n) { return read(n, at[n].line->h_before); });
         }
         if (cell.has_c) c_before = each<T, N>([&](int n) { return read(n, at[n].line->c_before); });
-        if constexpr (Peephole) {
-            V p[3];
-#pragma GCC unroll 3
+        if constexpr (cell.has_c) {
+            const bool given = at[0].line->peephole != nullptr;
+            V p[3] = {};
             for (int g = 0; g < 3; ++g)
-                p[g] = each<T, N>([&](int n) { return read(n, at[n].line->peephole + g * tile.peephole_gate); });
-            Cell::forward(in, rec, h_before, c_before, saved, h, c, p);
+                p[g] = each<T, N>(
+                    [&](int n) { return given ? read(n, at[n].line->peephole + g * tile.peephole_gate) : Vec<T>{}; });
+            Cell::forward(in, rec, h_before, c_before, saved, h, c, given ? p : nullptr);
         } else {
             Cell::forward(in, rec, h_before, c_before, saved, h, c);
         }
@@ -127,7 +128,7 @@ __attribute__((noinline)) void into_initial_state(const CellPlace<T, BackwardLin
     store_partial(line.dgates + at.unit, h, at.count);
 }
 
-template <class T, template <class> class CellOf, bool Peephole>
+template <class T, template <class> class CellOf>
 __attribute__((noinline)) void apply_backward(const BackwardTile<T>& tile) {
     constexpr int N = units_together;
     using Cell = CellOf<VecMath<T, N>>;
@@ -168,12 +169,13 @@ __attribute__((noinline)) void apply_backward(const BackwardTile<T>& tile) {
             c = each<T, N>([&](int n) { return read(n, at[n].line->beside); });
             c_before = each<T, N>([&](int n) { return read(n, at[n].line->c_before); });
         }
-        if constexpr (Peephole) {
-            V p[3];
-#pragma GCC unroll 3
+        if constexpr (cell.has_c) {
+            const bool given = at[0].line->peephole != nullptr;
+            V p[3] = {};
             for (int g = 0; g < 3; ++g)
-                p[g] = each<T, N>([&](int n) { return read(n, at[n].line->peephole + g * tile.peephole_gate); });
-            Cell::backward(saved, h, h_before, c_before, c, dh, carry, dgates, carry_out, p);
+                p[g] = each<T, N>(
+                    [&](int n) { return given ? read(n, at[n].line->peephole + g * tile.peephole_gate) : Vec<T>{}; });
+            Cell::backward(saved, h, h_before, c_before, c, dh, carry, dgates, carry_out, given ? p : nullptr);
         } else {
             Cell::backward(saved, h, h_before, c_before, c, dh, carry, dgates, carry_out);
         }
@@ -197,22 +199,22 @@ template <class T>
 using ApplyBackward = void (*)(const BackwardTile<T>&);
 
 template <class T>
-ApplyForward<T> find_forward(Cell cell, bool peephole) {
+ApplyForward<T> find_forward(Cell cell) {
     switch (cell) {
-        case Cell::rnn_tanh: return apply_forward<T, RnnTanh, false>;
-        case Cell::rnn_relu: return apply_forward<T, RnnRelu, false>;
-        case Cell::gru: return apply_forward<T, Gru, false>;
-        default: return peephole ? apply_forward<T, PeepholeLstm, true> : apply_forward<T, Lstm, false>;
+        case Cell::rnn_tanh: return apply_forward<T, RnnTanh>;
+        case Cell::rnn_relu: return apply_forward<T, RnnRelu>;
+        case Cell::gru: return apply_forward<T, Gru>;
+        default: return apply_forward<T, Lstm>;
     }
 }
 
 template <class T>
-ApplyBackward<T> find_backward(Cell cell, bool peephole) {
+ApplyBackward<T> find_backward(Cell cell) {
     switch (cell) {
-        case Cell::rnn_tanh: return apply_backward<T, RnnTanh, false>;
-        case Cell::rnn_relu: return apply_backward<T, RnnRelu, false>;
-        case Cell::gru: return apply_backward<T, Gru, false>;
-        default: return peephole ? apply_backward<T, PeepholeLstm, true> : apply_backward<T, Lstm, false>;
+        case Cell::rnn_tanh: return apply_backward<T, RnnTanh>;
+        case Cell::rnn_relu: return apply_backward<T, RnnRelu>;
+        case Cell::gru: return apply_backward<T, Gru>;
+        default: return apply_backward<T, Lstm>;
     }
 }
 

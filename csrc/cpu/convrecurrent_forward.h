@@ -29,7 +29,7 @@ class ConvForwardPass {
           keeps_(p.tape.maps != nullptr),
           turns_(!same_order(shape_, hidden_)),
           apart_(stands_apart<T>(shape_)),
-          apply_(find_forward<T>(shape_.cell, p.layer.peephole != nullptr)),
+          apply_(find_forward<T>(shape_.cell)),
           blocks_(rows_, threads_),
           unit_vectors_(cell_.gates == 1 ? choose_vectors<T>(hidden_) : 1),
           unit_panels_(ceil_div(hidden_, unit_vectors_ * L)),
@@ -163,7 +163,7 @@ class ConvForwardPass {
         });
     }
 
-    void finish_block(const Walk& w, int64_t index) {
+    TBPTT_COLD void finish_block(const Walk& w, int64_t index) {
         const int64_t first = index * blocks_.size, count = smaller(blocks_.size, rows_ - first);
         const T* const* images = images_ + w.worker.index * shape_.batch;
         ForwardLine<T>* lines = lines_ + w.worker.index * blocks_.size;
@@ -198,7 +198,7 @@ class ConvForwardPass {
         for (int64_t n = 0; n < shape_.batch; ++n) images[n] = image_before(h0_.data(), before, w.step, n);
     }
 
-    void multiply(const Walk& w, int64_t index, Range panels) {
+    TBPTT_COLD void multiply(const Walk& w, int64_t index, Range panels) {
         const int64_t first = index * blocks_.size, count = smaller(blocks_.size, rows_ - first);
         const T* const* images = images_ + w.worker.index * shape_.batch;
         const T** pieces = pieces_ + w.worker.index * taps_count_ * blocks_.size;
@@ -219,8 +219,8 @@ class ConvForwardPass {
     }
 
     // Whether any of the rows has a state that is not zeros.
-    __attribute__((noinline)) bool find_lines(const Walk& w, const T* const* images, int64_t first, int64_t count,
-                                              ForwardLine<T>* lines) const {
+    TBPTT_COLD bool find_lines(const Walk& w, const T* const* images, int64_t first, int64_t count,
+                               ForwardLine<T>* lines) const {
         const T* c_before = cell_.has_c && w.step > 0 ? c_of(w.step - 1) : nullptr;
         T* beside = cell_.has_c ? c_of(w.step) : p_.tape.beside ? p_.tape.beside + w.step * rows_ * hidden_ : nullptr;
         T* h = h_of(w.step);

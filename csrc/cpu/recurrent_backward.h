@@ -9,47 +9,29 @@
 #pragma once
 
 #include "few_rows.h"
+#include "lag_norms.h"
 #include "recurrent.h"
 #include "weight_gradient.h"
 
 namespace tbptt {
 namespace TBPTT_ISA {
 
-// In double precision, where squares of float neither overflow nor vanish: gradients decay over many powers of ten.
+// out [count][columns] = rows·b, where `few` rows meet the lines of w as they are, and others the panels of w, packed into
+// `own` one at a time if that is given.
 template <class T>
-TBPTT_INLINE double euclidean_norm(const T* values, int64_t count) {
-    constexpr int parts = 8;  // chains of additions side by side
-    double squares[parts] = {}, sum = 0;
-    int64_t i = 0;
-    for (; i + parts <= count; i += parts)
-        for (int part = 0; part < parts; ++part) {
-            const double value = values[i + part];
-            squares[part] += value * value;
-        }
-    for (; i < count; ++i) sum += static_cast<double>(values[i]) * values[i];
-    for (double part : squares) sum += part;
-    return __builtin_sqrt(sum);
-}
-
-// Norms of what reached the states of all lanes in this step, each by one worker; and their sums over lanes, each unit by
-// one worker. states [rows together][size]. Called, not inlined, so that all cells share it.
-template <class T>
-__attribute__((noinline)) void measure_states(const Lanes& lanes, int64_t step, const T* states, int64_t size,
-                                              const RecurrentBackward<T>& p, const Worker& worker) {
-    const int64_t batch = p.layer.shape.batch, rows = p.layer.shape.steps * batch;
-    const Range mine = split(lanes.count(), worker), units = split(size, worker);
-    for (int64_t i = 0; i < lanes.count(); ++i) {
-        const Segment& segment = *lanes[i].segment;
-        const int64_t lag = step - lanes[i].begin;
-        if (lag > segment.origin) continue;  // the state before step 0
-        const T* state = states + lanes[i].slot * size;
-        if (i >= mine.begin && i < mine.end)
-            p.lag_norms[lag * rows + segment.origin * batch + segment.batch] =
-                static_cast<T>(euclidean_norm(state, size));
-        if (!p.lag_sums) continue;
-        double* sums = p.lag_sums + lag * size;
-        for (int64_t k = units.begin; k < units.end; ++k) sums[k] += state[k];
-    }
+__attribute__((noinline)) void multiply_to_rows(const T* const* rows, int64_t count, const Packed<T>& b, bool few,
+                                                const T* w, int64_t columns, int64_t rotation, T* own, T* out) {
+    const Range panels{0, b.panels};
+    const auto finish = [&](int64_t p, int64_t row, int height, const T* c) {
+        const int64_t column = p * b.width();
+        T* to = out + row * columns + column;
+        for (int r = 0; r < height; ++r, to += columns, c += b.width())
+            for (int64_t j = 0; j < b.width() && column + j < columns; j += lanes<T>)
+                store_partial(to + j, load(c + j), columns - column - j);
+    };
+    const auto pack = [&](const Packed<T>& to, int64_t p) { pack_rows(to, p, w, columns, columns, rotation); };
+    few ? product_of_few_lines<T>(rows, count, b, w, columns, rotation, panels, finish)
+        : product_packing<T>(rows, count, b, panels, own, pack, finish);
 }
 
 // OtherOf: a cell of the same shape, which `other` asks for; all but the maths is compiled once.
@@ -339,7 +321,7 @@ class BackwardPass {
     }
 
     template <bool Full>
-    TBPTT_INLINE void into_gates(const Place (&at)[N], int different = N) {
+    __attribute__((noinline)) void into_gates(const Place (&at)[N], int different = N) {
         const RecurrentTape<T>& tape = p_.tape;
         const auto read = [&](const T* from, int n) { return load_lanes<Full>(from, at[n].count); };
         typename SavedLayout<T>::Place tape_at[N];
@@ -399,20 +381,8 @@ class BackwardPass {
             const int64_t first = block * dx_rows, count = smaller(dx_rows, rows_ - first);
             for (int64_t i = 0; i < count; ++i)
                 pointers[i] = dgates_ + (first + i) * ld_ + cell.input_first() * hidden_;
-            const Range panels{0, input_.panels};
-            const auto finish = [&](int64_t p, int64_t row, int height, const T* c) {
-                const int64_t column = p * input_.width();
-                T* to = p_.grad_x + (first + row) * inputs + column;
-                for (int r = 0; r < height; ++r, to += inputs, c += input_.width())
-                    for (int64_t j = 0; j < input_.width() && column + j < inputs; j += L)
-                        store_partial(to + j, load(c + j), inputs - column - j);
-            };
-            const auto pack = [&](const Packed<T>& to, int64_t p) { pack_input(to, p); };
-            if (few_)
-                product_of_few_lines<T>(pointers, count, input_, p_.layer.w_ih, inputs, cell.input_rotation() * hidden_,
-                                        panels, finish);
-            else
-                product_packing<T>(pointers, count, input_, panels, own_panel(worker), pack, finish);
+            multiply_to_rows<T>(pointers, count, input_, few_, p_.layer.w_ih, inputs, cell.input_rotation() * hidden_,
+                                own_panel(worker), p_.grad_x + first * inputs);
         });
     }
 

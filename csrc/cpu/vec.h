@@ -28,7 +28,7 @@
 #endif
 
 #define TBPTT_INLINE inline __attribute__((always_inline))
-// What runs once a call: compiled for size.
+// What runs rarely, or only leads to the loops that matter: compiled for size.
 #define TBPTT_COLD __attribute__((cold, noinline))
 
 namespace tbptt {

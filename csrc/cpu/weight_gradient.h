@@ -111,7 +111,8 @@ class WeightGradient {
         list_panels();
     }
 
-    void run(const Worker& worker) {
+    // Called, not inlined, so that all layers share it.
+    __attribute__((noinline)) void run(const Worker& worker) {
         if (depth_ <= few_rows) return add_rows(worker);
         run(worker, [](int64_t, int64_t, int64_t) { return false; });
     }

@@ -35,9 +35,18 @@ def _detached_all(*tensors: Any) -> list[Any]:
     return [_detached(tensor) for tensor in tensors]
 
 
-# Arrays [...] over the memory of tensors, which may require gradients; contiguous, copied where
-# they are not; None for None. PyTorch has had the faster way since 2.10.
-to_arrays = _native.borrow_arrays if hasattr(Tensor, "__dlpack_c_exchange_api__") else _detached_all
+_arrays_over = (  # PyTorch has had the faster way since 2.10
+    _native.borrow_arrays if hasattr(Tensor, "__dlpack_c_exchange_api__") else _detached_all
+)
+
+
+def to_arrays(*tensors: Tensor | None) -> list[Any]:
+    """Arrays [...] over the memory of tensors, which may require gradients; None for None.
+
+    They are contiguous: what is not is copied.
+    """
+    return _arrays_over(*tensors)
+
 
 # A tensor that owns the array.
 to_tensor: Callable[[Array], Tensor] = torch.from_numpy

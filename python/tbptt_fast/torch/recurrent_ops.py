@@ -44,6 +44,7 @@ _BACKWARD = (
 
 
 def pair_states(cell: Cell, states: Sequence[Any]) -> Any:
+    """An LSTM's pair (h, c), or the one state of other cells."""
     return tuple(states) if cell == "lstm" else states[0]
 
 
@@ -98,6 +99,7 @@ class Layer:
         return tuple([rest[n].new_empty(0) if g is None else to_tensor(g) for g in found])
 
     def fake_forward(self, x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+        """Tensors of the shapes that `forward` returns."""
         steps, batch, _ = x.shape
         hidden, keep = rest[self.states + 1].shape[1], rest[-1]
         size = TAPE_VALUES[self.cell] * steps * batch * hidden if keep else 0
@@ -105,6 +107,7 @@ class Layer:
         return (x.new_empty(steps, batch, hidden), *last, x.new_empty(size))
 
     def fake_backward(self, grad_out: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
+        """Tensors of the shapes that `backward` returns."""
         n = self.states
         x, w_ih, w_hh, biases = rest[n + 1], rest[2 * n + 2], rest[2 * n + 3], rest[-1]
         by_states = (x.new_empty(x.shape[1], w_hh.shape[1]) for _ in range(n))
@@ -113,6 +116,7 @@ class Layer:
         return (x.new_empty(x.shape), *by_states, *weights, *by_biases)
 
     def save(self, ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        """Keep what the backward pass needs."""
         n = self.states
         x, states, (w_ih, w_hh, b_ih, b_hh) = inputs[0], inputs[1 : n + 1], inputs[n + 1 : n + 5]
         is_init, carry_scale, truncation, _ = inputs[n + 5 :]

@@ -12,3 +12,6 @@ ArrayLike: TypeAlias = Any  # an ndarray or anything with __dlpack__ in CPU memo
 Activation: TypeAlias = Literal["relu", "tanh", "sigmoid"] | None
 Algo: TypeAlias = Literal["auto", "direct", "winograd", "winograd_2x2", "winograd_4x4"]
 Layout: TypeAlias = Literal["NCHW", "NHWC"]
+
+StatePair: TypeAlias = tuple[Array, Array]  # of an LSTM: h and c
+Truncation: TypeAlias = int | tuple[int, int] | None

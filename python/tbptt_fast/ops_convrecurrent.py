@@ -11,7 +11,8 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 from . import _native
 from ._native import ConvTape
-from ._types import Array, ArrayLike, Layout
+from ._types import Array, ArrayLike, Layout, StatePair, Truncation
+from .ops_recurrent import describe_backward
 
 __all__ = [
     "ConvRecurrentGrads",
@@ -24,9 +25,7 @@ __all__ = [
     "convrnn_forward",
 ]
 
-StatePair: TypeAlias = tuple[Array, Array]
 Algo: TypeAlias = Literal["auto", "direct"]
-Truncation: TypeAlias = int | tuple[int, int] | None
 
 
 class ConvRecurrentGrads(NamedTuple):
@@ -196,38 +195,6 @@ def convlstm_forward(
     )
 
 
-_BACKWARD = """Gradients of {name} by truncated backpropagation through time.
-
-    Args:
-        tape: of `{name}_forward`; it may be used any number of times.
-        grad_out: gradient of the loss by each step's output [T, B, H, Y, X]; None for zeros.
-        grad_hx: gradient by the final state{pair}, or None.
-        truncation: None for full backpropagation; K for windows of K steps (a detach before the
-            steps K, 2K, …); (k1, k2) for windows of k1 losses that reach back over at most k2
-            steps, k1 <= k2. (1, K) lets every loss reach exactly K steps.
-        carry_scale: [T, B]; multiplies the gradient that flows from step t back to step t - 1
-            (at t = 0: to hx). 0 cuts; 1 / (1 - c) corrects for cuts made with probability c.
-
-    Returns:
-        ConvRecurrentGrads(x, hx, w_ih, w_hh, b_ih, b_hh, peephole): sums over all losses, never
-        means; images in the layout of the forward pass.
-
-    Raises:
-        TypeError, ValueError: a wrong dtype; a wrong shape or value; k2 < k1 would drop losses.
-
-    Source: Williams & Peng (1990), "An efficient gradient-based algorithm for on-line training of
-    recurrent network trajectories": BPTT(h; h') with h = k2, h' = k1.
-
-    >>> import numpy as np
-    >>> x, w = np.ones((6, 1, 1, 4, 4)), np.ones(({gates}, 1, 3, 3))
-    >>> out, _, tape = {name}_forward(x, None, w, w)
-    >>> full = {name}_backward(tape, np.ones_like(out))
-    >>> windows = {name}_backward(tape, np.ones_like(out), truncation=(2, 4))
-    >>> full.w_hh.shape == windows.w_hh.shape
-    True
-    """
-
-
 def convrnn_backward(
     tape: ConvTape | None,
     grad_out: ArrayLike | None,
@@ -265,8 +232,5 @@ def _backward(cell: str, *arguments: Any) -> ConvRecurrentGrads:
     return ConvRecurrentGrads(*_native.convrecurrent_backward(cell, *arguments))
 
 
-convrnn_backward.__doc__ = _BACKWARD.format(name="convrnn", gates=1, pair=" [B, H, Y, X]")
-convgru_backward.__doc__ = _BACKWARD.format(name="convgru", gates=3, pair=" [B, H, Y, X]")
-convlstm_backward.__doc__ = _BACKWARD.format(
-    name="convlstm", gates=4, pair=", the pair (h, c), each [B, H, Y, X] or None"
-)
+for _gates, _op in ((1, convrnn_backward), (3, convgru_backward), (4, convlstm_backward)):
+    describe_backward(_op, ConvRecurrentGrads, _gates, image=", 4, 4", kernel=", 3, 3")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from .._types import Array
 from .adaptive import AdaptiveK, adaptive_k
 from .measure import measure_lags
 
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 
     from .trainer import Loss
 
-Array = NDArray[Any]
 Flags = NDArray[np.bool_]
 
 _LOSSES = 256  # measured in all: so many rows, or the rows of several steps

@@ -29,6 +29,34 @@ const char* backward_name(Cell cell) {
     return cell == Cell::lstm ? "convlstm_backward" : cell == Cell::gru ? "convgru_backward" : "convrnn_backward";
 }
 
+// The public shapes of a layer's arrays.
+class Shapes {
+   public:
+    explicit Shapes(const ConvRecurrentShape& s) : s_(s) {}
+
+    int64_t columns() const { return gates(s_.cell) * s_.hidden; }
+    Extents images(int64_t channels, Extents leading) const {
+        if (!s_.channels_last) leading.push_back(channels);
+        leading.push_back(s_.height);
+        leading.push_back(s_.width);
+        if (s_.channels_last) leading.push_back(channels);
+        return leading;
+    }
+    Extents x() const { return images(s_.inputs, {s_.steps, s_.batch}); }
+    Extents out() const { return images(s_.hidden, {s_.steps, s_.batch}); }
+    Extents state() const { return images(s_.hidden, {s_.batch}); }
+    Extents w_ih() const { return {columns(), s_.inputs, s_.kernel_ih_height, s_.kernel_ih_width}; }
+    Extents w_hh() const { return {columns(), s_.hidden, s_.kernel_hh_height, s_.kernel_hh_width}; }
+
+   private:
+    const ConvRecurrentShape& s_;
+};
+
+template <class T>
+Input<T> optional(py::handle given, const Extents& extents, const Argument& argument) {
+    return given.is_none() ? Input<T>{} : input_of_extents<T>(given, extents, argument);
+}
+
 // Arrays of the layer's own form, before they are checked.
 struct Given {
     py::array x, w_ih, w_hh;
@@ -70,34 +98,22 @@ class Reader {
         for (const int64_t size :
              {s_.dilation_y, s_.dilation_x, w_ih.shape(2), w_ih.shape(3), w_hh.shape(2), w_hh.shape(3)})
             if (size > most) at("dilation").value_error("expected kernels and dilation below 2^31");
-        element_count(
-            {columns() + s_.hidden, s_.steps > 0 ? s_.steps : 1, s_.batch > 0 ? s_.batch : 1, s_.height, s_.width});
+        element_count({Shapes(s_).columns() + s_.hidden, s_.steps > 0 ? s_.steps : 1, s_.batch > 0 ? s_.batch : 1,
+                       s_.height, s_.width});
     }
 
     const ConvRecurrentShape& shape() const { return s_; }
-    int64_t columns() const { return gates(s_.cell) * s_.hidden; }
-    Extents images(int64_t channels, Extents leading) const {
-        if (!s_.channels_last) leading.push_back(channels);
-        leading.push_back(s_.height);
-        leading.push_back(s_.width);
-        if (s_.channels_last) leading.push_back(channels);
-        return leading;
-    }
-    Extents x() const { return images(s_.inputs, {s_.steps, s_.batch}); }
-    Extents out() const { return images(s_.hidden, {s_.steps, s_.batch}); }
-    Extents state() const { return images(s_.hidden, {s_.batch}); }
-    Extents w_ih() const { return {columns(), s_.inputs, s_.kernel_ih_height, s_.kernel_ih_width}; }
-    Extents w_hh() const { return {columns(), s_.hidden, s_.kernel_hh_height, s_.kernel_hh_width}; }
 
     // The layer with its arrays, which `tape` keeps; without biases.
     template <class T>
     ConvRecurrentLayer<T> read(ConvTape& tape) const {
         const bool pair = s_.cell == Cell::lstm;
-        const Input<T> x_in = input_of_extents<T>(given_.x, x(), at("x"));
-        const Input<T> w_ih_in = input_of_extents<T>(given_.w_ih, w_ih(), at("w_ih"));
-        const Input<T> w_hh_in = input_of_extents<T>(given_.w_hh, w_hh(), at("w_hh"));
-        const Input<T> h0 = optional<T>(given_.state.h, state(), pair ? "hx[0]" : "hx");
-        const Input<T> c0 = optional<T>(given_.state.c, state(), "hx[1]");
+        const Shapes shapes(s_);
+        const Input<T> x_in = input_of_extents<T>(given_.x, shapes.x(), at("x"));
+        const Input<T> w_ih_in = input_of_extents<T>(given_.w_ih, shapes.w_ih(), at("w_ih"));
+        const Input<T> w_hh_in = input_of_extents<T>(given_.w_hh, shapes.w_hh(), at("w_hh"));
+        const Input<T> h0 = optional<T>(given_.state.h, shapes.state(), at(pair ? "hx[0]" : "hx"));
+        const Input<T> c0 = optional<T>(given_.state.c, shapes.state(), at("hx[1]"));
         const Input<std::uint8_t> is_init = optional_mask(given_.is_init, {s_.steps, s_.batch}, at("is_init"));
         bool maps = false;
         const Input<T> peephole = read_peephole<T>(maps);
@@ -108,11 +124,6 @@ class Reader {
         tape.peephole_maps = maps;
         return {s_,      x_in.data, h0.data,       c0.data, w_ih_in.data, w_hh_in.data,
                 nullptr, nullptr,   peephole.data, maps,    is_init.data};
-    }
-
-    template <class T>
-    Input<T> optional(py::handle given, const Extents& extents, const char* name) const {
-        return given.is_none() ? Input<T>{} : input_of_extents<T>(given, extents, at(name));
     }
 
    private:
@@ -139,7 +150,8 @@ class Reader {
         if (!given_.peephole || given_.peephole.is_none()) return {};
         const py::array array = to_array(given_.peephole, at("peephole"));
         maps = array.ndim() != 2;
-        return input_of_extents<T>(array, maps ? images(s_.hidden, {3}) : Extents{3, s_.hidden}, at("peephole"));
+        return input_of_extents<T>(array, maps ? Shapes(s_).images(s_.hidden, {3}) : Extents{3, s_.hidden},
+                                   at("peephole"));
     }
 
     const char* op_;
@@ -163,22 +175,23 @@ ConvRecurrentTape<T> parts_of(const ConvTape& tape) {
 template <class T>
 py::tuple forward(const Reader& reader, py::handle b_ih_given, py::handle b_hh_given, bool training) {
     const ConvRecurrentShape& shape = reader.shape();
+    const Shapes shapes(shape);
     const char* op = forward_name(shape.cell);
     ConvTape tape{};
     ConvRecurrentForward<T> p{};
     p.layer = reader.read<T>(tape);
-    const Input<T> b_ih = optional_input<T>(b_ih_given, {reader.columns()}, {op, "b_ih"});
-    const Input<T> b_hh = optional_input<T>(b_hh_given, {reader.columns()}, {op, "b_hh"});
+    const Input<T> b_ih = optional_input<T>(b_ih_given, {shapes.columns()}, {op, "b_ih"});
+    const Input<T> b_hh = optional_input<T>(b_hh_given, {shapes.columns()}, {op, "b_hh"});
     p.layer.b_ih = b_ih.data;
     p.layer.b_hh = b_hh.data;
     tape.has_b_ih = b_ih.data, tape.has_b_hh = b_hh.data;
 
     const bool pair = shape.cell == Cell::lstm;
-    const int64_t last = element_count(reader.state());
-    const Output<T> out({element_count(reader.out())}), h_n({last}), c_n({pair ? last : 0});
+    const int64_t last = element_count(shapes.state());
+    const Output<T> out({element_count(shapes.out())}), h_n({last}), c_n({pair ? last : 0});
     p.out = out.data;
     p.c_n = pair ? c_n.data : nullptr;
-    const py::array out_array = reshaped(out.array, reader.out());
+    const py::array out_array = reshaped(out.array, shapes.out());
     py::object tape_object = py::none();
     if (training) {
         const int64_t size = tape_size(shape);
@@ -199,15 +212,19 @@ py::tuple forward(const Reader& reader, py::handle b_ih_given, py::handle b_hh_g
         }
     }
     return py::make_tuple(out_array,
-                          state_of(shape.cell, reshaped(h_n.array, reader.state()),
-                                   pair ? py::object(reshaped(c_n.array, reader.state())) : py::object(py::none())),
+                          state_of(shape.cell, reshaped(h_n.array, shapes.state()),
+                                   pair ? py::object(reshaped(c_n.array, shapes.state())) : py::object(py::none())),
                           tape_object);
 }
 
-py::tuple convrecurrent_forward(py::handle cell_name, py::handle x, py::handle hx, py::handle w_ih, py::handle w_hh,
+Cell read_plain(py::handle nonlinearity) { return read_nonlinearity(nonlinearity, "convrnn_forward"); }
+Cell read_any(py::handle name) { return read_cell(name, {"convrecurrent_forward", "cell"}); }
+
+template <Cell (*read)(py::handle)>
+py::tuple convrecurrent_forward(py::handle name, py::handle x, py::handle hx, py::handle w_ih, py::handle w_hh,
                                 py::handle b_ih, py::handle b_hh, py::handle peephole, py::handle is_init,
                                 py::handle dilation, py::handle layout, py::handle algo, py::handle training_given) {
-    const Cell cell = read_cell(cell_name, {"convrnn_forward", "nonlinearity"});
+    const Cell cell = read(name);
     const char* op = forward_name(cell);
     const bool training = read_bool(training_given, {op, "training"});
     const Given given{to_array(x, {op, "x"}),
@@ -225,21 +242,22 @@ py::tuple convrecurrent_forward(py::handle cell_name, py::handle x, py::handle h
 }
 
 template <class T>
-py::tuple backward(const char* op, const ConvTape& tape, const Reader& reader, py::handle grad_out_given,
-                   const State& grad_state, Truncation truncation, py::handle carry_scale_given) {
+py::tuple backward(const char* op, const ConvTape& tape, py::handle grad_out_given, const State& grad_state,
+                   Truncation truncation, py::handle carry_scale_given) {
     const ConvRecurrentShape& s = tape.shape;
     const bool pair = s.cell == Cell::lstm;
-    const Input<T> grad_out = reader.optional<T>(grad_out_given, reader.out(), "grad_out");
-    const Input<T> grad_h = reader.optional<T>(grad_state.h, reader.state(), pair ? "grad_hx[0]" : "grad_hx");
-    const Input<T> grad_c = reader.optional<T>(grad_state.c, reader.state(), "grad_hx[1]");
+    const Shapes shapes(s);
+    const Input<T> grad_out = optional<T>(grad_out_given, shapes.out(), {op, "grad_out"});
+    const Input<T> grad_h = optional<T>(grad_state.h, shapes.state(), {op, pair ? "grad_hx[0]" : "grad_hx"});
+    const Input<T> grad_c = optional<T>(grad_state.c, shapes.state(), {op, "grad_hx[1]"});
     const Input<T> carry_scale = optional_input<T>(carry_scale_given, {s.steps, s.batch}, {op, "carry_scale"});
 
-    const int64_t columns = reader.columns(), state = element_count(reader.state()),
-                  w_ih_size = element_count(reader.w_ih()), w_hh_size = element_count(reader.w_hh());
+    const int64_t columns = shapes.columns(), state = element_count(shapes.state()),
+                  w_ih_size = element_count(shapes.w_ih()), w_hh_size = element_count(shapes.w_hh());
     const T* peephole = data_of<T>(tape.peephole);
     const Extents peephole_extents =
         peephole ? extents_of(py::reinterpret_borrow<py::array>(tape.peephole)) : Extents{0};
-    const Output<T> grad_x({element_count(reader.x())}), grad_h0({state}), grad_c0({pair ? state : 0}),
+    const Output<T> grad_x({element_count(shapes.x())}), grad_h0({state}), grad_c0({pair ? state : 0}),
         grad_w_ih({w_ih_size}), grad_w_hh({w_hh_size}), grad_b_ih({tape.has_b_ih ? columns : 0}),
         grad_b_hh({tape.has_b_hh ? columns : 0}), grad_peephole({element_count(peephole_extents)});
 
@@ -289,10 +307,10 @@ py::tuple backward(const char* op, const ConvTape& tape, const Reader& reader, p
             kernels<T>().convrecurrent_backward(p);
         }
     }
-    return py::make_tuple(reshaped(grad_x.array, reader.x()),
-                          state_of(s.cell, reshaped(grad_h0.array, reader.state()),
-                                   pair ? py::object(reshaped(grad_c0.array, reader.state())) : py::object(py::none())),
-                          reshaped(grad_w_ih.array, reader.w_ih()), reshaped(grad_w_hh.array, reader.w_hh()),
+    return py::make_tuple(reshaped(grad_x.array, shapes.x()),
+                          state_of(s.cell, reshaped(grad_h0.array, shapes.state()),
+                                   pair ? py::object(reshaped(grad_c0.array, shapes.state())) : py::object(py::none())),
+                          reshaped(grad_w_ih.array, shapes.w_ih()), reshaped(grad_w_hh.array, shapes.w_hh()),
                           chosen(tape.has_b_ih, grad_b_ih.array), chosen(tape.has_b_hh, grad_b_hh.array),
                           chosen(peephole != nullptr, grad_peephole.array, peephole_extents));
 }
@@ -312,13 +330,8 @@ py::tuple convrecurrent_backward(py::handle cell_name, py::handle tape_given, py
     if (grad_out.is_none() && state.h.is_none() && state.c.is_none())
         Argument{op, "grad_out"}.value_error("expected an array, or None together with grad_hx");
     const Truncation windows = read_truncation(truncation, s.steps, {op, "truncation"});
-    const py::tuple dilation = py::make_tuple(s.dilation_y, s.dilation_x);
-    const py::str layout(s.channels_last ? "NHWC" : "NCHW");
-    const py::str algo(s.algorithm == Algorithm::direct ? "direct" : "auto");
-    const Given given{tape.x, tape.w_ih, tape.w_hh, {}, py::none(), py::none(), dilation, layout, algo};
-    const Reader reader(op, s.cell, given);  // of the shapes
     return with_dtype(tape.dtype, [&](auto zero) {
-        return backward<decltype(zero)>(op, tape, reader, grad_out, state, windows, carry_scale);
+        return backward<decltype(zero)>(op, tape, grad_out, state, windows, carry_scale);
     });
 }
 
@@ -344,7 +357,7 @@ ConvTape restore(py::handle cell_name, py::handle x, py::handle hx, py::handle w
         using T = decltype(zero);
         reader.read<T>(tape);
         const int64_t size = tape_size(tape.shape);
-        tape.out = input_of_extents<T>(out, reader.out(), {op, "out"}).holder;
+        tape.out = input_of_extents<T>(out, Shapes(tape.shape).out(), {op, "out"}).holder;
         tape.memory = input<T>(memory, {size}, {op, "memory"}).holder;
         tape.nbytes = static_cast<std::size_t>(size) * sizeof(T);
         return 0;
@@ -370,7 +383,8 @@ void register_convrecurrent(py::module_& module) {
         .def_readonly("nbytes", &ConvTape::nbytes, "How many bytes of history it holds, beside the output.")
         .def_readonly("memory", &ConvTape::memory, "That history, for `restore_conv_tape`.")
         .def("__repr__", &describe);
-    module.def("convrecurrent_forward", &convrecurrent_forward);
+    module.def("convrnn_forward", &convrecurrent_forward<read_plain>);
+    module.def("convrecurrent_forward", &convrecurrent_forward<read_any>);
     module.def("convrecurrent_backward", &convrecurrent_backward);
     module.def("restore_conv_tape", &restore);
 }

@@ -66,6 +66,15 @@ Truncation read_truncation(py::handle given, int64_t steps, const Argument& argu
     return truncation;
 }
 
+Cell read_nonlinearity(py::handle given, const char* op) {
+    const Argument argument{op, "nonlinearity"};
+    if (!py::isinstance<py::str>(given)) argument.type_error("expected 'tanh' or 'relu', got " + type_name(given));
+    const std::string name = py::str(given);
+    if (name == "tanh") return Cell::rnn_tanh;
+    if (name == "relu") return Cell::rnn_relu;
+    argument.value_error("expected 'tanh' or 'relu', got '" + name + "'");
+}
+
 Cell read_cell(py::handle given, const Argument& argument) {
     const std::string name = py::str(given);
     for (const auto& [known, cell] : {std::pair{"rnn_tanh", Cell::rnn_tanh}, std::pair{"rnn_relu", Cell::rnn_relu},
@@ -348,15 +357,6 @@ std::string describe(const Tape& tape) {
            name_of(tape.dtype) + ", " + std::to_string(tape.nbytes) + " bytes>";
 }
 
-Cell read_nonlinearity(py::handle given) {
-    const Argument argument{"rnn_forward", "nonlinearity"};
-    if (!py::isinstance<py::str>(given)) argument.type_error("expected 'tanh' or 'relu', got " + type_name(given));
-    const std::string name = py::str(given);
-    if (name == "tanh") return Cell::rnn_tanh;
-    if (name == "relu") return Cell::rnn_relu;
-    argument.value_error("expected 'tanh' or 'relu', got '" + name + "'");
-}
-
 }  // namespace
 
 void register_recurrent(py::module_& module) {
@@ -366,7 +366,8 @@ void register_recurrent(py::module_& module) {
         .def("__repr__", &describe);
     module.def("rnn_forward", [](py::handle x, py::handle hx, py::handle w_ih, py::handle w_hh, py::handle b_ih,
                                  py::handle b_hh, py::handle nonlinearity, py::handle is_init, py::handle training) {
-        return recurrent_forward(read_nonlinearity(nonlinearity), x, hx, w_ih, w_hh, b_ih, b_hh, is_init, training);
+        return recurrent_forward(read_nonlinearity(nonlinearity, "rnn_forward"), x, hx, w_ih, w_hh, b_ih, b_hh, is_init,
+                                 training);
     });
     module.def("gru_forward", [](py::handle x, py::handle hx, py::handle w_ih, py::handle w_hh, py::handle b_ih,
                                  py::handle b_hh, py::handle is_init, py::handle training) {

@@ -30,6 +30,8 @@ py::object state_of(Cell cell, const py::object& h, const py::object& c);
 
 Truncation read_truncation(py::handle given, int64_t steps, const Argument& argument);
 Cell read_cell(py::handle given, const Argument& argument);
+// "tanh" or "relu".
+Cell read_nonlinearity(py::handle given, const char* op);
 
 template <class T>
 void copy_or_zero(const T* from, T* to, int64_t count) {

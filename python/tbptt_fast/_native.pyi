@@ -45,6 +45,21 @@ class ConvTape:
     @property
     def memory(self) -> NDArray[Any]: ...
 
+def convrnn_forward(
+    nonlinearity: str,
+    x: Any,
+    hx: Any,
+    w_ih: Any,
+    w_hh: Any,
+    b_ih: Any,
+    b_hh: Any,
+    peephole: Any,
+    is_init: Any,
+    dilation: Any,
+    layout: str,
+    algo: str,
+    training: bool,
+) -> tuple[NDArray[Any], Any, ConvTape | None]: ...
 def convrecurrent_forward(
     cell: str,
     x: Any,

@@ -89,8 +89,8 @@ def convrnn_forward(
     >>> out[:, 0, 0, 0, 0].tolist()
     [1.0, 2.0]
     """
-    return _native.convrecurrent_forward(
-        _plain(nonlinearity),
+    return _native.convrnn_forward(
+        nonlinearity,
         x,
         hx,
         w_ih,
@@ -104,17 +104,6 @@ def convrnn_forward(
         algo,
         training,
     )
-
-
-def _plain(nonlinearity: str) -> str:
-    if not isinstance(nonlinearity, str):
-        kind = type(nonlinearity).__name__
-        raise TypeError(f"convrnn_forward: nonlinearity: expected 'tanh' or 'relu', got {kind}")
-    if nonlinearity not in ("tanh", "relu"):
-        raise ValueError(
-            f"convrnn_forward: nonlinearity: expected 'tanh' or 'relu', got {nonlinearity!r}"
-        )
-    return f"rnn_{nonlinearity}"
 
 
 def convgru_forward(

@@ -74,10 +74,10 @@ class _ConvRecurrent(nn.Module):
     ) -> tuple[Tensor, list[Tensor]]:
         """The output and the last states, each [layers, …]."""
         kind, last = type(self).__name__, []
-        for name, state in zip("hc", states, strict=False):
+        for i, state in enumerate(states):
             if state is not None and (state.dim() != 5 or len(state) != self.num_layers):
                 raise ValueError(
-                    f"{kind}: {name}: expected {self.num_layers} states of 4 dimensions, "
+                    f"{kind}: {'hc'[i]}: expected {self.num_layers} states of 4 dimensions, "
                     f"got shape {list(state.shape)}"
                 )
         for layer in range(self.num_layers):

@@ -16,7 +16,7 @@ from .. import _native
 from .._types import Layout
 from ..ops import Truncation
 from ._bridge import check_cpu, is_plain, needs_grad, to_arrays, to_tensor
-from .recurrent_ops import CELLS, Cell, Layer, pair_states, read_truncation
+from .recurrent_ops import CELLS, Cell, Layer, pair_states, plain_cell, read_truncation
 
 Size = int | tuple[int, int]
 TAPE_VALUES = {"rnn_tanh": 1, "rnn_relu": 1, "gru": 4, "lstm": 5}  # per value of the output
@@ -214,9 +214,7 @@ def convrnn(
     >>> out.ravel().tolist(), w.grad.item()
     ([1.0, 2.0, 3.0], 6.0)
     """
-    if nonlinearity not in ("tanh", "relu"):
-        raise ValueError(f"convrnn: nonlinearity: expected 'tanh' or 'relu', got {nonlinearity!r}")
-    cell: Cell = "rnn_relu" if nonlinearity == "relu" else "rnn_tanh"
+    cell = plain_cell("convrnn", nonlinearity)
     weights = (w_ih, w_hh, b_ih, b_hh, None)
     options = (is_init, truncation, carry_scale, dilation, layout)
     out, h_n = run_layer("convrnn", cell, x, (hx,), weights, *options)

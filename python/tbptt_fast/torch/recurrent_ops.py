@@ -247,6 +247,13 @@ def _checked(
     return run_layer(cell, x, states, weights, is_init, read_truncation(truncation), carry_scale)
 
 
+def plain_cell(op: str, nonlinearity: str) -> Cell:
+    """The plain cell of a nonlinearity; it is part of the operator's name."""
+    if nonlinearity not in ("tanh", "relu"):
+        raise ValueError(f"{op}: nonlinearity: expected 'tanh' or 'relu', got {nonlinearity!r}")
+    return "rnn_relu" if nonlinearity == "relu" else "rnn_tanh"
+
+
 def rnn(
     x: Tensor,
     hx: Tensor | None,
@@ -288,9 +295,7 @@ def rnn(
     >>> out.ravel().tolist(), w.grad.item()
     ([1.0, 2.0, 3.0], 6.0)
     """
-    cell: Cell = "rnn_relu" if nonlinearity == "relu" else "rnn_tanh"
-    if nonlinearity not in ("tanh", "relu"):
-        raise ValueError(f"rnn: nonlinearity: expected 'tanh' or 'relu', got {nonlinearity!r}")
+    cell = plain_cell("rnn", nonlinearity)
     weights = (w_ih, w_hh, b_ih, b_hh)
     out, h_n = _checked("rnn", cell, x, (hx,), weights, is_init, truncation, carry_scale)
     return out, h_n

@@ -1,0 +1,70 @@
+// What kernels use of the machine, under CUDA's own names where it has one. The emulator defines the same names on the host,
+// so that every kernel can be run and tested without a GPU.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#ifdef TBPTT_EMULATED
+#include "emulator.h"
+#else
+#include <cuda_runtime.h>
+#endif
+
+#define TBPTT_DEVICE __device__ __forceinline__
+
+namespace tbptt {
+namespace cuda {
+
+constexpr int warp_size = 32;
+
+#ifndef TBPTT_EMULATED
+
+// The block's dynamic shared memory.
+template <class T>
+TBPTT_DEVICE T* shared_memory() {
+    extern __shared__ __align__(16) unsigned char memory[];
+    return reinterpret_cast<T*>(memory);
+}
+
+template <class V>
+TBPTT_DEVICE V from_lane(V value, int lane) {
+    return __shfl_sync(0xffffffffu, value, lane);
+}
+
+// Memory that other blocks of the same launch write: past the first-level cache, which does not see them.
+template <class V>
+TBPTT_DEVICE V load_shared_by_grid(const V* from) {
+    return __ldcg(from);
+}
+
+TBPTT_DEVICE unsigned add_and_get_old(unsigned* to, unsigned value) { return atomicAdd(to, value); }
+TBPTT_DEVICE unsigned load_volatile(const unsigned* from) { return *static_cast<const volatile unsigned*>(from); }
+TBPTT_DEVICE void pause_in_spin() { __nanosleep(20); }
+
+#endif
+
+TBPTT_DEVICE int lane_index() { return static_cast<int>(threadIdx.x) % warp_size; }
+TBPTT_DEVICE int warp_index() { return static_cast<int>(threadIdx.x) / warp_size; }
+TBPTT_DEVICE int warp_count() { return static_cast<int>(blockDim.x) / warp_size; }
+
+// The index of this thread, and the number of all of them, in a launch of any size.
+TBPTT_DEVICE std::int64_t global_index() { return std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x; }
+TBPTT_DEVICE std::int64_t global_count() { return std::int64_t{gridDim.x} * blockDim.x; }
+
+// A barrier of `count` blocks that are all at work (a launch with `together`). `*arrived` begins at zero and only grows;
+// `passed` counts the barriers that this thread has passed.
+TBPTT_DEVICE void wait_for_blocks(unsigned* arrived, unsigned count, unsigned& passed) {
+    __syncthreads();
+    ++passed;
+    if (threadIdx.x == 0) {
+        __threadfence();
+        add_and_get_old(arrived, 1);
+        while (load_volatile(arrived) < passed * count) pause_in_spin();
+        __threadfence();
+    }
+    __syncthreads();
+}
+
+}  // namespace cuda
+}  // namespace tbptt

@@ -1,0 +1,111 @@
+// Launches, memory and errors, on the caller's stream. Nothing here waits for the device, and memory comes and goes in the
+// order of the stream: all calls can be captured in a graph.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <new>
+#include <stdexcept>
+#include <string>
+
+#include "device.h"
+
+namespace tbptt {
+namespace cuda {
+
+#ifdef TBPTT_EMULATED
+using Stream = void*;
+#else
+using Stream = cudaStream_t;
+#endif
+
+// What kernels are laid out by. Of the current device; read once for each.
+struct Device {
+    int multiprocessors;
+    std::size_t shared_bytes;  // that one block may have
+    int capability;            // 90 for 9.0
+};
+const Device& current_device();
+
+struct Call {
+    Stream stream;
+    bool exact;  // full float32 by split products, not TF32
+};
+
+struct Grid {
+    unsigned x = 1, y = 1, z = 1;
+    unsigned threads = 256;
+    std::size_t shared_bytes = 0;
+    bool together = false;  // all blocks at work at the same time, for wait_for_blocks
+};
+
+void* allocate(std::size_t bytes, Stream stream);
+void release(void* memory, Stream stream) noexcept;
+void set_bytes(void* memory, int value, std::size_t bytes, Stream stream);
+void copy_bytes(void* to, const void* from, std::size_t bytes, Stream stream);
+
+// How many blocks of this kernel can be at work at the same time on the current device.
+int blocks_together(const void* kernel, unsigned threads, std::size_t shared_bytes);
+
+#ifndef TBPTT_EMULATED
+void check(cudaError_t error, const char* what);
+// Lets the kernel have so much shared memory.
+void allow_shared_bytes(const void* kernel, std::size_t bytes);
+#endif
+
+template <class Parameters>
+void launch(void (*kernel)(Parameters), const Grid& grid, Stream stream, const Parameters& parameters) {
+    if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+#ifdef TBPTT_EMULATED
+    (void)stream;
+    emulator::run({grid.x, grid.y, grid.z}, grid.threads, grid.shared_bytes, grid.together,
+                  [&] { kernel(parameters); });
+#else
+    allow_shared_bytes(reinterpret_cast<const void*>(kernel), grid.shared_bytes);
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(grid.x, grid.y, grid.z);
+    config.blockDim = dim3(grid.threads);
+    config.dynamicSmemBytes = grid.shared_bytes;
+    config.stream = stream;
+    cudaLaunchAttribute attribute{};
+    attribute.id = cudaLaunchAttributeCooperative;
+    attribute.val.cooperative = 1;
+    config.attrs = &attribute;
+    config.numAttrs = grid.together ? 1 : 0;
+    check(cudaLaunchKernelEx(&config, kernel, parameters), "a kernel's launch");
+#endif
+}
+
+// Device memory of a call, given back in the order of the stream.
+template <class T>
+class Scratch {
+   public:
+    Scratch(std::int64_t count, Stream stream)
+        : stream_(stream),
+          data_(count > 0 ? static_cast<T*>(allocate(static_cast<std::size_t>(count) * sizeof(T), stream)) : nullptr) {}
+    ~Scratch() {
+        if (data_) release(data_, stream_);
+    }
+    Scratch(const Scratch&) = delete;
+    Scratch& operator=(const Scratch&) = delete;
+
+    operator T*() const { return data_; }
+
+   private:
+    Stream stream_;
+    T* data_;
+};
+
+constexpr std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
+// Blocks for one thread an element, as many as keep the device busy; kernels stride by `global_count`.
+inline Grid grid_for(std::int64_t elements) {
+    Grid grid;
+    const std::int64_t most = 32 * std::int64_t{current_device().multiprocessors};
+    const std::int64_t blocks = divide_up(elements, grid.threads);
+    grid.x = static_cast<unsigned>(blocks < most ? blocks : most);
+    return grid;
+}
+
+}  // namespace cuda
+}  // namespace tbptt

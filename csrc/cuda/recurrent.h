@@ -30,33 +30,41 @@ struct WalkShape {
 // Which of them, by the rows that are at work at once.
 enum class Many { few, some, many };
 
-template <class T, Many>
+template <class T, Many, bool Exact>
 struct Shapes {  // double
     using Forward = WalkShape<1, 1, 4>;
     using Backward = WalkShape<1, 2, 4>;
 };
-template <>
-struct Shapes<float, Many::few> {
+template <bool Exact>
+struct Shapes<float, Many::few, Exact> {
     using Forward = WalkShape<1, 1, 8>;
     using Backward = WalkShape<1, 1, 8>;
 };
-template <>
-struct Shapes<float, Many::some> {
+template <bool Exact>
+struct Shapes<float, Many::some, Exact> {
     using Forward = WalkShape<1, 1, 2>;
     using Backward = WalkShape<1, 2, 2>;
 };
 // Each row is read by as few blocks as registers allow.
-template <>
-struct Shapes<float, Many::many> {
-    using Forward = WalkShape<2, 4, 1>;
+template <bool Exact>
+struct Shapes<float, Many::many, Exact> {
+    using Forward = WalkShape<Exact ? 1 : 2, 4, 1>;
     using Backward = WalkShape<2, 8, 1>;
 };
 
-template <class Call>
-void choose_walk(std::int64_t rows, const Call& call) {
-    if (rows <= 32) return call(std::integral_constant<Many, Many::few>{});
-    if (rows <= 512) return call(std::integral_constant<Many, Many::some>{});
-    call(std::integral_constant<Many, Many::many>{});
+// Calls `launch` with the shapes of a walk of so many rows and with whether products are exact.
+template <class T, class Launch>
+void choose_walk(std::int64_t rows, const Call& call, const Launch& launch) {
+    const auto with = [&](auto many) {
+        constexpr Many rows_at_once = decltype(many)::value;
+        if (call.exact || !is_single<T>)
+            launch(Shapes<T, rows_at_once, true>{}, std::true_type{});
+        else
+            launch(Shapes<T, rows_at_once, !is_single<T>>{}, std::integral_constant<bool, !is_single<T>>{});
+    };
+    if (rows <= 32) return with(std::integral_constant<Many, Many::few>{});
+    if (rows <= 512) return with(std::integral_constant<Many, Many::some>{});
+    with(std::integral_constant<Many, Many::many>{});
 }
 
 template <class T>
@@ -172,108 +180,166 @@ constexpr std::size_t parts_bytes() {
                               : walk_warps * Shape::row_tiles * Gates * Shape::unit_tiles * 4 * warp_size * sizeof(T);
 }
 
-// The walk. Pass has: T* source(row, lag), the values of the row's last step, or null; and finish(row, lag, unit, sums[Gates]).
-// Passes of all lags of one row and unit are made by the same thread.
-template <class T, class Shape, int Gates, bool Exact, class Pass>
-TBPTT_DEVICE void walk_rows(const WalkProduct<T>& p, const Pass& pass) {
-    constexpr int columns = Gates * Shape::unit_tiles;
-    T* const shared = shared_memory<T>();
+// The weights of the block's units, to where `BlockWeights` looks for them.
+template <class T, class Shape, int Gates>
+TBPTT_DEVICE void keep_weights(const WalkProduct<T>& p, T* to) {
     const std::int64_t stride = BlockWeights<T>::stride(p.depth);
-    T* const parts = shared + (p.resident ? Gates * Shape::units * stride : 0);
-    const int g = lane_index() / 4, t = lane_index() % 4, split = warp_index() % Shape::splits,
-              warp_first = warp_index() / Shape::splits * Shape::warp_rows;
-    const int hidden = static_cast<int>(p.hidden), unit_blocks = (hidden + Shape::units - 1) / Shape::units;
+    const int first = static_cast<int>(blockIdx.x) * Shape::units, hidden = static_cast<int>(p.hidden);
+    for (int r = warp_index(); r < Gates * Shape::units; r += walk_warps) {
+        const int unit = first + r % Shape::units;
+        const T* from = p.weights + (std::int64_t{r / Shape::units} * hidden + unit) * p.depth;
+        for (std::int64_t k = lane_index(); k < stride; k += warp_size)
+            to[r * stride + k] = unit < hidden && k < p.depth ? from[k] : T(0);
+    }
+    __syncthreads();
+}
 
-    if (p.resident) {
-        const int first = static_cast<int>(blockIdx.x) * Shape::units;
-        for (int r = warp_index(); r < Gates * Shape::units; r += walk_warps) {
-            const int unit = first + r % Shape::units;
-            const T* from = p.weights + (std::int64_t{r / Shape::units} * hidden + unit) * p.depth;
-            for (std::int64_t k = lane_index(); k < stride; k += warp_size)
-                shared[r * stride + k] = unit < hidden && k < p.depth ? from[k] : T(0);
+// The walk. A pass has
+//   const T* source(row, lag)                      the values of the row's last step, or null
+//   Fetched fetch(row, lag, unit)                  what the cell needs beside the product: nothing that other threads of the
+//                                                  launch write, so that it can be read before they are waited for
+//   finish(row, lag, unit, sums[Gates], fetched)   the cell
+// Lags of one row and unit are always the same thread's.
+template <class T, class Shape, int Gates, bool Exact, class Pass>
+class Walk {
+    static constexpr int columns = Gates * Shape::unit_tiles;
+    using Fetched = typename Pass::Fetched;
+
+   public:
+    TBPTT_DEVICE Walk(const WalkProduct<T>& p, const Pass& pass)
+        : p_(p),
+          pass_(pass),
+          hidden_(static_cast<int>(p.hidden)),
+          warp_first_(warp_index() / Shape::splits * Shape::warp_rows),
+          weights_(shared_memory<T>()),
+          parts_(weights_ + (p.resident ? Gates * Shape::units * BlockWeights<T>::stride(p.depth) : 0)) {}
+
+    TBPTT_DEVICE void run() {
+        if (p_.resident) keep_weights<T, Shape, Gates>(p_, weights_);
+        const int unit_blocks = (hidden_ + Shape::units - 1) / Shape::units;
+        unsigned passed = 0;
+        for (int lag = 0;; ++lag) {
+            const int live = p_.rows.live(lag);
+            if (live == 0) break;
+            bool waits = lag > 0;
+            const auto wait = [&] {
+                if (waits)
+                    wait_for_blocks(p_.arrived + (p_.together ? 0 : blockIdx.y),
+                                    p_.together ? gridDim.x * gridDim.y : gridDim.x, passed);
+                waits = false;
+            };
+            for (int block = static_cast<int>(blockIdx.x); block < unit_blocks; block += static_cast<int>(gridDim.x))
+                for (int first = static_cast<int>(blockIdx.y) * Shape::rows; first < live;
+                     first += static_cast<int>(gridDim.y) * Shape::rows) {
+                    const Tile tile{lag, live, first, block * Shape::units};
+                    Shape::splits == 1 ? whole_tile(tile, wait) : shared_tile(tile, wait);
+                }
+            wait();
         }
-        __syncthreads();
     }
 
-    unsigned passed = 0;
-    for (int lag = 0;; ++lag) {
-        const int live = p.rows.live(lag);
-        if (live == 0) break;
-        // What the later steps read, all blocks must have written.
-        if (lag > 0)
-            wait_for_blocks(p.arrived + (p.together ? 0 : blockIdx.y), p.together ? gridDim.x * gridDim.y : gridDim.x,
-                            passed);
-        for (int block = static_cast<int>(blockIdx.x); block < unit_blocks; block += static_cast<int>(gridDim.x)) {
-            const int first_unit = block * Shape::units;
-            const BlockWeights<T> weights{p.resident ? shared : nullptr,
-                                          p.weights + first_unit * p.depth,
-                                          p.depth,
-                                          hidden * p.depth,
-                                          hidden - first_unit,
-                                          p.aligned};
-            for (int first = static_cast<int>(blockIdx.y) * Shape::rows; first < live;
-                 first += static_cast<int>(gridDim.y) * Shape::rows) {
-                T sums[Shape::row_tiles][columns][4] = {};
-                const T *above[Shape::row_tiles], *below[Shape::row_tiles];
-                bool any = false;
+   private:
+    struct Tile {
+        int lag, live, first_row, first_unit;
+    };
+
+    TBPTT_DEVICE void multiply(const Tile& at, T (&sums)[Shape::row_tiles][columns][4]) const {
+        const T *above[Shape::row_tiles], *below[Shape::row_tiles];
+        bool any = false;
 #pragma unroll
-                for (int i = 0; i < Shape::row_tiles; ++i) {
-                    const int row = first + warp_first + i * tile_rows + g;
-                    above[i] = row < live ? pass.source(row, lag) : nullptr;
-                    below[i] = row + 8 < live ? pass.source(row + 8, lag) : nullptr;
-                    any = any || above[i] || below[i];
-                }
-                if (any_lane(any)) multiply_rows<Shape, Gates, Exact>(above, below, weights, p.depth, p.aligned, sums);
-                if (Shape::splits == 1) {
+        for (int i = 0; i < Shape::row_tiles; ++i) {
+            const int row = at.first_row + warp_first_ + i * tile_rows + lane_index() / 4;
+            above[i] = row < at.live ? pass_.source(row, at.lag) : nullptr;
+            below[i] = row + 8 < at.live ? pass_.source(row + 8, at.lag) : nullptr;
+            any = any || above[i] || below[i];
+        }
+        if (!any_lane(any)) return;
+        const BlockWeights<T> weights{p_.resident ? weights_ : nullptr,
+                                      p_.weights + at.first_unit * p_.depth,
+                                      p_.depth,
+                                      hidden_ * p_.depth,
+                                      hidden_ - at.first_unit,
+                                      p_.aligned};
+        multiply_rows<Shape, Gates, Exact>(above, below, weights, p_.depth, p_.aligned, sums);
+    }
+
+    // Each warp has the whole depth of its rows: the cell takes the sums from its registers.
+    template <class Wait>
+    TBPTT_DEVICE void whole_tile(const Tile& at, const Wait& wait) const {
+        wait();
+        T sums[Shape::row_tiles][columns][4] = {};
+        multiply(at, sums);
 #pragma unroll
-                    for (int i = 0; i < Shape::row_tiles; ++i)
+        for (int i = 0; i < Shape::row_tiles; ++i)
 #pragma unroll
-                        for (int unit = 0; unit < Shape::unit_tiles; ++unit)
+            for (int tile = 0; tile < Shape::unit_tiles; ++tile)
 #pragma unroll
-                            for (int v = 0; v < 4; ++v) {
-                                const int row = first + warp_first + i * tile_rows + g + v / 2 * 8,
-                                          at = first_unit + unit * tile_columns + 2 * t + v % 2;
-                                T values[Gates];
-#pragma unroll
-                                for (int gate = 0; gate < Gates; ++gate)
-                                    values[gate] = sums[i][gate * Shape::unit_tiles + unit][v];
-                                if (row < live && at < hidden) pass.finish(row, lag, at, values);
-                            }
-                    continue;
-                }
-                // parts [tiles of rows of the block][gate][unit tile][row][column][split]
-                __syncthreads();
-#pragma unroll
-                for (int i = 0; i < Shape::row_tiles; ++i)
-#pragma unroll
-                    for (int c = 0; c < columns; ++c)
-#pragma unroll
-                        for (int v = 0; v < 4; ++v) {
-                            const int row = warp_first + i * tile_rows + g + v / 2 * 8, column = 2 * t + v % 2;
-                            parts[(split * columns + c) * Shape::rows * tile_columns + row * tile_columns + column] =
-                                sums[i][c][v];
-                        }
-                __syncthreads();
-                for (int i = static_cast<int>(threadIdx.x); i < Shape::rows * Shape::units; i += walk_threads) {
-                    const int row = i / Shape::units, unit = i % Shape::units;
-                    if (first + row >= live || first_unit + unit >= hidden) continue;
+                for (int v = 0; v < 4; ++v) {
+                    const int row = at.first_row + warp_first_ + i * tile_rows + lane_index() / 4 + v / 2 * 8,
+                              unit = at.first_unit + tile * tile_columns + lane_index() % 4 * 2 + v % 2;
                     T values[Gates];
 #pragma unroll
-                    for (int gate = 0; gate < Gates; ++gate) {
-                        const int c = gate * Shape::unit_tiles + unit / tile_columns;
-                        T sum = 0;
-#pragma unroll
-                        for (int s = 0; s < Shape::splits; ++s)
-                            sum += parts[(s * columns + c) * Shape::rows * tile_columns + row * tile_columns +
-                                         unit % tile_columns];
-                        values[gate] = sum;
-                    }
-                    pass.finish(first + row, lag, first_unit + unit, values);
+                    for (int gate = 0; gate < Gates; ++gate) values[gate] = sums[i][gate * Shape::unit_tiles + tile][v];
+                    if (row < at.live && unit < hidden_)
+                        pass_.finish(row, at.lag, unit, values, pass_.fetch(row, at.lag, unit));
                 }
-            }
-        }
     }
-}
+
+    // Several warps have parts of the depth, which meet in shared memory [split][gate and tile][row][unit].
+    template <class Wait>
+    TBPTT_DEVICE void shared_tile(const Tile& at, const Wait& wait) const {
+        constexpr int count = Shape::rows * Shape::units, each = (count + walk_threads - 1) / walk_threads;
+        const auto for_mine = [&](auto found) {
+#pragma unroll
+            for (int n = 0; n < each; ++n) {
+                const int i = static_cast<int>(threadIdx.x) + n * walk_threads, row = i / Shape::units,
+                          unit = i % Shape::units;
+                if (i < count && at.first_row + row < at.live && at.first_unit + unit < hidden_) found(n, row, unit);
+            }
+        };
+        Fetched fetched[each] = {};
+        for_mine([&](int n, int row, int unit) {
+            fetched[n] = pass_.fetch(at.first_row + row, at.lag, at.first_unit + unit);
+        });
+        wait();
+        T sums[Shape::row_tiles][columns][4] = {};
+        multiply(at, sums);
+        const int split = warp_index() % Shape::splits;
+#pragma unroll
+        for (int i = 0; i < Shape::row_tiles; ++i)
+#pragma unroll
+            for (int c = 0; c < columns; ++c)
+#pragma unroll
+                for (int v = 0; v < 4; ++v) {
+                    const int row = warp_first_ + i * tile_rows + lane_index() / 4 + v / 2 * 8,
+                              unit = lane_index() % 4 * 2 + v % 2;
+                    parts_[part(split, c, row) + unit] = sums[i][c][v];
+                }
+        __syncthreads();
+        for_mine([&](int n, int row, int unit) {
+            T values[Gates];
+#pragma unroll
+            for (int gate = 0; gate < Gates; ++gate) {
+                const int column = gate * Shape::unit_tiles + unit / tile_columns;
+                values[gate] = 0;
+#pragma unroll
+                for (int s = 0; s < Shape::splits; ++s)
+                    values[gate] += parts_[part(s, column, row) + unit % tile_columns];
+            }
+            pass_.finish(at.first_row + row, at.lag, at.first_unit + unit, values, fetched[n]);
+        });
+        __syncthreads();  // before the next tile's parts
+    }
+
+    static TBPTT_DEVICE int part(int split, int column, int row) {
+        return ((split * columns + column) * Shape::rows + row) * tile_columns;
+    }
+
+    const WalkProduct<T>& p_;
+    const Pass& pass_;
+    const int hidden_, warp_first_;
+    T *const weights_, *const parts_;
+};
 
 // The most groups that a walk may have, for their counters.
 constexpr std::int64_t most_groups = 1024;

@@ -60,38 +60,52 @@ struct BackwardPass {
         return others[(at - batch) * stride + unit];
     }
 
-    TBPTT_DEVICE void finish(int row, int lag, int unit, const T (&sums)[1]) const {
+    struct Fetched {
+        T factor;     // of what the later step passes back
+        T dh, carry;  // from the loss, or behind the last step; the carry by the later step, too
+        T saved[cell.saved + 1], h, c, h_before, c_before;
+    };
+
+    TBPTT_DEVICE Fetched fetch(int row, int lag, int unit) const {
         const Segment s = p.product.rows[row];
         const int step = s.origin - lag;
         const std::int64_t at = place(s, lag), batch = p.product.rows.batch, hidden = p.product.hidden,
                            state = s.batch * hidden + unit;
-        const T factor = lag > 0 && p.carry_scale ? p.carry_scale[at + batch] : T(1);
-        T dh = lag > 0 ? sums[0] * factor : T(0);
-        T* const kept_carry = p.carry + row * hidden + unit;
-        T carry = cell.has_carry && lag > 0 ? *kept_carry * factor : T(0);
-        if (step < 0) {
-            p.grad_h0[state] += cell.has_carry && !cell.has_c ? dh + carry : dh;
-            if (cell.has_c) p.grad_c0[state] += carry;
-            return;
-        }
-        if (p.grad_out && step >= s.inject_from) dh += p.grad_out[at * hidden + unit];
+        Fetched f{};
+        f.factor = lag > 0 && p.carry_scale ? p.carry_scale[at + batch] : T(1);
+        if (cell.has_carry && lag > 0) f.carry = p.carry[row * hidden + unit] * f.factor;
+        if (step < 0) return f;
+        if (p.grad_out && step >= s.inject_from) f.dh = p.grad_out[at * hidden + unit];
         if (lag == 0 && step == p.product.rows.steps - 1) {
-            if (p.grad_h_n) dh += p.grad_h_n[state];
-            if (cell.has_c && p.grad_c_n) carry += p.grad_c_n[state];
+            if (p.grad_h_n) f.dh += p.grad_h_n[state];
+            if (cell.has_c && p.grad_c_n) f.carry += p.grad_c_n[state];
         }
-        T saved[cell.saved + 1] = {}, gates[cell.gate_gradients], h = 0, c = 0, h_before = 0, c_before = 0,
-                             carry_out = 0;
         const T* from = p.saved + at * kept * hidden + unit;
 #pragma unroll
-        for (int v = 0; v < cell.saved; ++v) saved[v] = from[v * hidden];
-        if (cell.saved == 0) h = p.out[at * hidden + unit];
-        if (cell.candidate_apart) h_before = state_before(s, at, unit, p.h0, p.out, hidden);
+        for (int v = 0; v < cell.saved; ++v) f.saved[v] = from[v * hidden];
+        if (cell.saved == 0) f.h = p.out[at * hidden + unit];
+        if (cell.candidate_apart) f.h_before = state_before(s, at, unit, p.h0, p.out, hidden);
         if (cell.has_c) {
-            c = from[cell.saved * hidden];
-            c_before = state_before(s, at, unit, p.c0, p.saved + cell.saved * hidden, kept * hidden);
+            f.c = from[cell.saved * hidden];
+            f.c_before = state_before(s, at, unit, p.c0, p.saved + cell.saved * hidden, kept * hidden);
         }
-        Cell::backward(saved, h, h_before, c_before, c, dh, carry, gates, carry_out);
-        if (cell.has_carry) *kept_carry = carry_out;
+        return f;
+    }
+
+    TBPTT_DEVICE void finish(int row, int lag, int unit, const T (&sums)[1], const Fetched& f) const {
+        const Segment s = p.product.rows[row];
+        const std::int64_t at = place(s, lag), hidden = p.product.hidden, state = s.batch * hidden + unit;
+        const T dh = lag > 0 ? f.dh + sums[0] * f.factor : f.dh;
+        if (s.origin < lag) {  // the initial state
+            // Other windows may have added, in other blocks.
+            const T by_h = cell.has_carry && !cell.has_c ? dh + f.carry : dh;
+            p.grad_h0[state] = load_shared_by_grid(p.grad_h0 + state) + by_h;
+            if (cell.has_c) p.grad_c0[state] = load_shared_by_grid(p.grad_c0 + state) + f.carry;
+            return;
+        }
+        T gates[cell.gate_gradients], carry_out = 0;
+        Cell::backward(f.saved, f.h, f.h_before, f.c_before, f.c, dh, f.carry, gates, carry_out);
+        if (cell.has_carry) p.carry[row * hidden + unit] = carry_out;
         T* to = gradients_of(row, s, lag) + unit;
 #pragma unroll
         for (int g = 0; g < cell.gate_gradients; ++g) to[g * hidden] = gates[g];
@@ -106,7 +120,8 @@ struct BackwardPass {
 
 template <class T, template <class> class CellOf, class Shape, bool Exact>
 __global__ __launch_bounds__(walk_threads, 1) void walk_backward(const BackwardWalk<T> p) {
-    walk_rows<T, Shape, 1, Exact>(p.product, BackwardPass<T, CellOf>{p});
+    using Pass = BackwardPass<T, CellOf>;
+    Walk<T, Shape, 1, Exact, Pass>(p.product, Pass{p}).run();
 }
 
 // The states that entered every place [T·B, H].
@@ -150,10 +165,9 @@ __global__ void transpose(const Transposition<T> p) {
     }
 }
 
-template <class T, template <class> class CellOf, class Shape>
+template <class T, template <class> class CellOf, class Shape, bool Exact>
 void launch_backward(BackwardWalk<T>& p, std::int64_t rows, const Call& call) {
-    const auto kernel =
-        choose_kernel(call, &walk_backward<T, CellOf, Shape, true>, &walk_backward<T, CellOf, Shape, !is_single<T>>);
+    const auto kernel = &walk_backward<T, CellOf, Shape, Exact>;
     const Grid grid = plan_walk<T, Shape, 1>(reinterpret_cast<const void*>(kernel), p.product, rows);
     launch(kernel, grid, call.stream, p);
 }
@@ -303,8 +317,9 @@ void run_backward(const RecurrentBackward<T>& p, Truncation truncation, const Ca
     walk.carry = carry;
     walk.grad_h0 = p.grad_h0;
     walk.grad_c0 = p.grad_c0;
-    choose_walk(found.expected(), [&](auto rows) {
-        launch_backward<T, CellOf, typename Shapes<T, decltype(rows)::value>::Backward>(walk, found.expected(), call);
+    choose_walk<T>(found.expected(), call, [&](auto shapes, auto exact) {
+        launch_backward<T, CellOf, typename decltype(shapes)::Backward, decltype(exact)::value>(walk, found.expected(),
+                                                                                                call);
     });
     RecurrentGradients<T>(p, cell, dgates, call).run();
 }

@@ -49,29 +49,35 @@ struct ForwardPass {
         return state_before(p.product.rows[row], lag, p.h0, p.out, p.product.hidden);
     }
 
-    TBPTT_DEVICE void finish(int row, int lag, int unit, const T (&sums)[cell.gates]) const {
+    struct Fetched {
+        T input[cell.gates], h_before, c_before;
+    };
+
+    TBPTT_DEVICE Fetched fetch(int row, int lag, int unit) const {
         const Segment s = p.product.rows[row];
         const std::int64_t at = place(s, lag), hidden = p.product.hidden;
-        T input[cell.gates], recurrent[cell.gates], saved[cell.saved + 1] = {}, h = 0, c = 0, h_before = 0,
-                                                                       c_before = 0;
+        Fetched f{};
 #pragma unroll
-        for (int g = 0; g < cell.gates; ++g) {
-            input[g] = p.gates[at * p.gates_stride + g * hidden + unit];
-            recurrent[g] = sums[g];
-        }
+        for (int g = 0; g < cell.gates; ++g) f.input[g] = p.gates[at * p.gates_stride + g * hidden + unit];
         if (cell.candidate_apart) {
-            if (p.candidate_bias) recurrent[cell.gates - 1] += p.candidate_bias[unit];
-            // of the same thread one step before
             const T* before = state_before(s, lag, p.h0, p.out, hidden);
-            if (before) h_before = load_shared_by_grid(before + unit);
+            if (before) f.h_before = before[unit];
         }
         if (cell.has_c) {
-            const T* kept_c = p.saved ? p.saved + cell.saved * hidden : nullptr;
-            const T* before = state_before(s, lag, p.c0, kept_c, kept * hidden);
+            const T* before =
+                state_before(s, lag, p.c0, p.saved ? p.saved + cell.saved * hidden : nullptr, kept * hidden);
             if (!p.saved && lag > 0) before = p.c_rows + row * hidden;
-            if (before) c_before = load_shared_by_grid(before + unit);
+            if (before) f.c_before = before[unit];
         }
-        Cell::forward(input, recurrent, h_before, c_before, saved, h, c);
+        return f;
+    }
+
+    TBPTT_DEVICE void finish(int row, int lag, int unit, T (&recurrent)[cell.gates], const Fetched& f) const {
+        const Segment s = p.product.rows[row];
+        const std::int64_t at = place(s, lag), hidden = p.product.hidden;
+        if (cell.candidate_apart && p.candidate_bias) recurrent[cell.gates - 1] += p.candidate_bias[unit];
+        T saved[cell.saved + 1] = {}, h = 0, c = 0;
+        Cell::forward(f.input, recurrent, f.h_before, f.c_before, saved, h, c);
         p.out[at * hidden + unit] = h;
         if (p.saved) {
             T* to = p.saved + at * kept * hidden + unit;
@@ -88,17 +94,16 @@ struct ForwardPass {
 template <class T, template <class> class CellOf, class Shape, bool Exact>
 __global__ __launch_bounds__(walk_threads, 1) void walk_forward(const ForwardWalk<T> p) {
     using Pass = ForwardPass<T, CellOf>;
-    walk_rows<T, Shape, Pass::cell.gates, Exact>(p.product, Pass{p});
+    Walk<T, Shape, Pass::cell.gates, Exact, Pass>(p.product, Pass{p}).run();
 }
 
 inline bool is_aligned(const void* data) { return reinterpret_cast<std::uintptr_t>(data) % 16 == 0; }
 
-template <class T, template <class> class CellOf, class Shape>
+template <class T, template <class> class CellOf, class Shape, bool Exact>
 void launch_forward(ForwardWalk<T>& p, std::int64_t rows, const Call& call) {
-    constexpr int gates = CellOf<ScalarMath<T>>::shape.gates;
-    const auto kernel =
-        choose_kernel(call, &walk_forward<T, CellOf, Shape, true>, &walk_forward<T, CellOf, Shape, !is_single<T>>);
-    const Grid grid = plan_walk<T, Shape, gates>(reinterpret_cast<const void*>(kernel), p.product, rows);
+    const auto kernel = &walk_forward<T, CellOf, Shape, Exact>;
+    const Grid grid =
+        plan_walk<T, Shape, CellOf<ScalarMath<T>>::shape.gates>(reinterpret_cast<const void*>(kernel), p.product, rows);
     launch(kernel, grid, call.stream, p);
 }
 
@@ -152,8 +157,9 @@ void run_forward(const RecurrentForward<T>& p, const Call& call) {
     inputs.c_stride = walk.gates_stride;
     multiply(inputs, call);
 
-    choose_walk(found.expected(), [&](auto rows) {
-        launch_forward<T, CellOf, typename Shapes<T, decltype(rows)::value>::Forward>(walk, found.expected(), call);
+    choose_walk<T>(found.expected(), call, [&](auto shapes, auto exact) {
+        launch_forward<T, CellOf, typename decltype(shapes)::Forward, decltype(exact)::value>(walk, found.expected(),
+                                                                                              call);
     });
 }
 

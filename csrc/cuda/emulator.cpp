@@ -76,6 +76,15 @@ void resume(Fiber& fiber) {
     setcontext(&fiber.start);
 }
 
+// In a function of its own: to the compiler, getcontext returns twice.
+void prepare(Fiber& fiber, void* stack) {
+    getcontext(&fiber.start);
+    fiber.start.uc_stack.ss_sp = stack;
+    fiber.start.uc_stack.ss_size = stack_bytes;
+    fiber.start.uc_link = nullptr;
+    makecontext(&fiber.start, &begin, 0);
+}
+
 void pass(unsigned& arrived, unsigned& generation, unsigned count) {
     const unsigned seen = generation;
     if (++arrived == count) {
@@ -106,11 +115,7 @@ class Wave {
                 Fiber& fiber = fibers_[std::size_t{b} * threads + t];
                 fiber.thread = {{t, 0, 0}, &block,         block.warps + t / 32, static_cast<int>(t % 32),
                                 blocks,    {threads, 1, 1}};
-                getcontext(&fiber.start);
-                fiber.start.uc_stack.ss_sp = machine.stacks[std::size_t{b} * threads + t];
-                fiber.start.uc_stack.ss_size = stack_bytes;
-                fiber.start.uc_link = nullptr;
-                makecontext(&fiber.start, &begin, 0);
+                prepare(fiber, machine.stacks[std::size_t{b} * threads + t]);
             }
         }
     }

@@ -60,6 +60,7 @@ struct BackwardPass {
         return others[(at - batch) * stride + unit];
     }
 
+    static constexpr int left = cell.gates;
     struct Fetched {
         T factor;     // of what the later step passes back
         T dh, carry;  // from the loss, or behind the last step; the carry by the later step, too
@@ -92,7 +93,7 @@ struct BackwardPass {
         return f;
     }
 
-    TBPTT_DEVICE void finish(int row, int lag, int unit, const T (&sums)[1], const Fetched& f) const {
+    TBPTT_DEVICE void finish(int row, int lag, int unit, const T (&sums)[1], const Fetched& f, T (&next)[left]) const {
         const Segment s = p.product.rows[row];
         const std::int64_t at = place(s, lag), hidden = p.product.hidden, state = s.batch * hidden + unit;
         const T dh = lag > 0 ? f.dh + sums[0] * f.factor : f.dh;
@@ -101,6 +102,7 @@ struct BackwardPass {
             const T by_h = cell.has_carry && !cell.has_c ? dh + f.carry : dh;
             p.grad_h0[state] = load_shared_by_grid(p.grad_h0 + state) + by_h;
             if (cell.has_c) p.grad_c0[state] = load_shared_by_grid(p.grad_c0 + state) + f.carry;
+            for (int g = 0; g < left; ++g) next[g] = T(0);
             return;
         }
         T gates[cell.gate_gradients], carry_out = 0;
@@ -109,6 +111,8 @@ struct BackwardPass {
         T* to = gradients_of(row, s, lag) + unit;
 #pragma unroll
         for (int g = 0; g < cell.gate_gradients; ++g) to[g * hidden] = gates[g];
+#pragma unroll
+        for (int g = 0; g < left; ++g) next[g] = gates[recurrent_first + g];
         if (!p.own) return;
         T* sum = p.dgates + at * cell.gate_gradients * hidden + unit;
         // Another block may have written it at an earlier lag.
@@ -121,7 +125,7 @@ struct BackwardPass {
 template <class T, template <class> class CellOf, class Shape, bool Exact>
 __global__ __launch_bounds__(walk_threads, 1) void walk_backward(const BackwardWalk<T> p) {
     using Pass = BackwardPass<T, CellOf>;
-    Walk<T, Shape, 1, Exact, Pass>(p.product, Pass{p}).run();
+    walk_in_grid<T, Shape, 1, Exact>(p.product, Pass{p});
 }
 
 // The states that entered every place [T·B, H].

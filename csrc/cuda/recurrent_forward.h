@@ -49,6 +49,7 @@ struct ForwardPass {
         return state_before(p.product.rows[row], lag, p.h0, p.out, p.product.hidden);
     }
 
+    static constexpr int left = 1;
     struct Fetched {
         T input[cell.gates], h_before, c_before;
     };
@@ -72,13 +73,14 @@ struct ForwardPass {
         return f;
     }
 
-    TBPTT_DEVICE void finish(int row, int lag, int unit, T (&recurrent)[cell.gates], const Fetched& f) const {
+    TBPTT_DEVICE void finish(int row, int lag, int unit, T (&recurrent)[cell.gates], const Fetched& f,
+                             T (&next)[left]) const {
         const Segment s = p.product.rows[row];
         const std::int64_t at = place(s, lag), hidden = p.product.hidden;
         if (cell.candidate_apart && p.candidate_bias) recurrent[cell.gates - 1] += p.candidate_bias[unit];
         T saved[cell.saved + 1] = {}, h = 0, c = 0;
         Cell::forward(f.input, recurrent, f.h_before, f.c_before, saved, h, c);
-        p.out[at * hidden + unit] = h;
+        p.out[at * hidden + unit] = next[0] = h;
         if (p.saved) {
             T* to = p.saved + at * kept * hidden + unit;
 #pragma unroll
@@ -94,7 +96,7 @@ struct ForwardPass {
 template <class T, template <class> class CellOf, class Shape, bool Exact>
 __global__ __launch_bounds__(walk_threads, 1) void walk_forward(const ForwardWalk<T> p) {
     using Pass = ForwardPass<T, CellOf>;
-    Walk<T, Shape, Pass::cell.gates, Exact, Pass>(p.product, Pass{p}).run();
+    walk_in_grid<T, Shape, Pass::cell.gates, Exact>(p.product, Pass{p});
 }
 
 inline bool is_aligned(const void* data) { return reinterpret_cast<std::uintptr_t>(data) % 16 == 0; }

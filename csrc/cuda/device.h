@@ -44,6 +44,25 @@ TBPTT_DEVICE V load_shared_by_grid(const V* from) {
 
 TBPTT_DEVICE unsigned add_and_get_old(unsigned* to, unsigned value) { return atomicAdd(to, value); }
 TBPTT_DEVICE unsigned load_volatile(const unsigned* from) { return *static_cast<const volatile unsigned*>(from); }
+// The same place in the shared memory of another block of the cluster, and the barrier of all of them (from 9.0 on).
+template <class V>
+TBPTT_DEVICE const V* in_block(const V* shared, int rank) {
+#if __CUDA_ARCH__ >= 900
+    const V* there;
+    asm("mapa.u64 %0, %1, %2;" : "=l"(there) : "l"(shared), "r"(rank));
+    return there;
+#else
+    (void)rank;
+    return shared;
+#endif
+}
+TBPTT_DEVICE void wait_for_cluster() {
+#if __CUDA_ARCH__ >= 900
+    __syncwarp();
+    asm volatile("barrier.cluster.arrive.release.aligned;\n barrier.cluster.wait.acquire.aligned;" ::: "memory");
+#endif
+}
+
 TBPTT_DEVICE void pause_in_spin() { __nanosleep(20); }
 
 #endif

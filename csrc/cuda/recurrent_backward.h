@@ -8,7 +8,7 @@
 #include "api.h"
 #include "column_sums.h"
 #include "product.h"
-#include "recurrent.h"
+#include "recurrent_cluster.h"
 
 namespace tbptt {
 namespace cuda {
@@ -169,10 +169,21 @@ __global__ void transpose(const Transposition<T> p) {
     }
 }
 
+template <class T, template <class> class CellOf, bool Exact>
+__global__ __launch_bounds__(walk_threads, 1) void cluster_backward(const BackwardWalk<T> p) {
+    using Pass = BackwardPass<T, CellOf>;
+    walk_in_cluster<T, 1, Exact>(p.product, Pass{p});
+}
+
 template <class T, template <class> class CellOf, class Shape, bool Exact>
 void launch_backward(BackwardWalk<T>& p, std::int64_t rows, const Call& call) {
+    using Pass = BackwardPass<T, CellOf>;
+    const auto cluster = &cluster_backward<T, CellOf, Exact>;
+    Grid grid;
+    if (plan_cluster<T, 1, Pass::left>(reinterpret_cast<const void*>(cluster), p.product, rows, grid))
+        return launch(cluster, grid, call.stream, p);
     const auto kernel = &walk_backward<T, CellOf, Shape, Exact>;
-    const Grid grid = plan_walk<T, Shape, 1>(reinterpret_cast<const void*>(kernel), p.product, rows);
+    grid = plan_walk<T, Shape, 1>(reinterpret_cast<const void*>(kernel), p.product, rows);
     launch(kernel, grid, call.stream, p);
 }
 

@@ -4,7 +4,7 @@
 
 #include "api.h"
 #include "product.h"
-#include "recurrent.h"
+#include "recurrent_cluster.h"
 
 namespace tbptt {
 namespace cuda {
@@ -101,11 +101,21 @@ __global__ __launch_bounds__(walk_threads, 1) void walk_forward(const ForwardWal
 
 inline bool is_aligned(const void* data) { return reinterpret_cast<std::uintptr_t>(data) % 16 == 0; }
 
+template <class T, template <class> class CellOf, bool Exact>
+__global__ __launch_bounds__(walk_threads, 1) void cluster_forward(const ForwardWalk<T> p) {
+    using Pass = ForwardPass<T, CellOf>;
+    walk_in_cluster<T, Pass::cell.gates, Exact>(p.product, Pass{p});
+}
+
 template <class T, template <class> class CellOf, class Shape, bool Exact>
 void launch_forward(ForwardWalk<T>& p, std::int64_t rows, const Call& call) {
+    using Pass = ForwardPass<T, CellOf>;
+    const auto cluster = &cluster_forward<T, CellOf, Exact>;
+    Grid grid;
+    if (plan_cluster<T, Pass::cell.gates, Pass::left>(reinterpret_cast<const void*>(cluster), p.product, rows, grid))
+        return launch(cluster, grid, call.stream, p);
     const auto kernel = &walk_forward<T, CellOf, Shape, Exact>;
-    const Grid grid =
-        plan_walk<T, Shape, CellOf<ScalarMath<T>>::shape.gates>(reinterpret_cast<const void*>(kernel), p.product, rows);
+    grid = plan_walk<T, Shape, Pass::cell.gates>(reinterpret_cast<const void*>(kernel), p.product, rows);
     launch(kernel, grid, call.stream, p);
 }
 

@@ -51,6 +51,7 @@ struct ForwardPass {
 
     static constexpr int left = 1;
     struct Fetched {
+        bool begins;  // in zeros, which meet no weights: 0·NaN never enters
         T input[cell.gates], h_before, c_before;
     };
 
@@ -60,10 +61,9 @@ struct ForwardPass {
         Fetched f{};
 #pragma unroll
         for (int g = 0; g < cell.gates; ++g) f.input[g] = p.gates[at * p.gates_stride + g * hidden + unit];
-        if (cell.candidate_apart) {
-            const T* before = state_before(s, lag, p.h0, p.out, hidden);
-            if (before) f.h_before = before[unit];
-        }
+        const T* state = state_before(s, lag, p.h0, p.out, hidden);
+        f.begins = !state;
+        if (cell.candidate_apart && state) f.h_before = state[unit];
         if (cell.has_c) {
             const T* before =
                 state_before(s, lag, p.c0, p.saved ? p.saved + cell.saved * hidden : nullptr, kept * hidden);
@@ -77,6 +77,8 @@ struct ForwardPass {
                              T (&next)[left]) const {
         const Segment s = p.product.rows[row];
         const std::int64_t at = place(s, lag), hidden = p.product.hidden;
+#pragma unroll
+        for (int g = 0; g < cell.gates; ++g) recurrent[g] = f.begins ? T(0) : recurrent[g];
         if (cell.candidate_apart && p.candidate_bias) recurrent[cell.gates - 1] += p.candidate_bias[unit];
         T saved[cell.saved + 1] = {}, h = 0, c = 0;
         Cell::forward(f.input, recurrent, f.h_before, f.c_before, saved, h, c);

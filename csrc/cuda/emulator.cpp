@@ -174,6 +174,19 @@ void wait(const unsigned* generation, unsigned seen) {
     me.waits_for = nullptr;
 }
 
+void complete_copies(unsigned left) {
+    Thread& me = current();
+    std::size_t done = 0;
+    for (; done < me.copies.size() && me.copies[done].group + left < me.groups; ++done) {
+        const Copy& copy = me.copies[done];
+        if (copy.from)
+            std::memcpy(copy.to, copy.from, copy.bytes);
+        else
+            std::memset(copy.to, 0, copy.bytes);
+    }
+    me.copies.erase(me.copies.begin(), me.copies.begin() + static_cast<std::ptrdiff_t>(done));
+}
+
 void block_barrier() {
     Block& block = *current().block;
     pass(block.arrived, block.generation, block.threads);

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <vector>
 
 #define __global__
 #define __device__
@@ -42,6 +43,13 @@ struct Block {
     Warp* warps = nullptr;
 };
 
+// A copy to shared memory that has not come yet, of the thread's group of this number.
+struct Copy {
+    void* to;
+    const void* from;  // null: zeros
+    unsigned bytes, group;
+};
+
 // The thread at work.
 struct Thread {
     Index index;
@@ -49,11 +57,16 @@ struct Thread {
     Warp* warp;
     int lane;
     Index grid, block_size;
+    std::vector<Copy> copies{};
+    unsigned groups = 0;  // committed
 };
 Thread& current();
 
 // Lets others work until *generation is no longer `seen`; with null, for one turn.
 void wait(const unsigned* generation, unsigned seen);
+
+// Makes the copies of all committed groups but the youngest `left`.
+void complete_copies(unsigned left);
 
 void block_barrier();
 void warp_barrier();
@@ -117,6 +130,18 @@ const V* in_block(const V* shared, int rank) {
                                       static_cast<std::size_t>(rank) * mine.cluster->shared_stride + offset);
 }
 inline void wait_for_cluster() { emulator::cluster_barrier(); }
+
+// Copies come as late as they may: who does not wait for them finds what was there before.
+template <class Access>
+void copy_async(void* to, const void* from, bool valid) {
+    emulator::Thread& me = emulator::current();
+    me.copies.push_back({to, valid ? from : nullptr, sizeof(Access), me.groups});
+}
+inline void commit_copies() { ++emulator::current().groups; }
+template <int Left>
+void wait_for_copies() {
+    emulator::complete_copies(Left);
+}
 
 inline unsigned add_and_get_old(unsigned* to, unsigned value) {
     const unsigned old = *to;

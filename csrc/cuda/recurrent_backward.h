@@ -149,8 +149,9 @@ __global__ void find_states_before(const StatesBefore<T> p) {
 template <class T>
 struct Transposition {
     std::int64_t rows, columns;
-    const T* from;  // [rows, columns]
-    T* to;          // out = [columns, rows]
+    const T* from;          // [rows, columns]
+    std::int64_t rotation;  // of the rows: row r of `from` is column (r + rotation) % rows of `to`
+    T* to;                  // out = [columns, rows]
 };
 
 template <class T>
@@ -165,8 +166,19 @@ __global__ void transpose(const Transposition<T> p) {
     __syncthreads();
     for (int i = static_cast<int>(threadIdx.x); i < side * side; i += static_cast<int>(blockDim.x)) {
         const std::int64_t r = row + i % side, c = column + i / side;
-        if (r < p.rows && c < p.columns) p.to[c * p.rows + r] = tile[i % side * (side + 1) + i / side];
+        if (r < p.rows && c < p.columns)
+            p.to[c * p.rows + (r + p.rotation) % p.rows] = tile[i % side * (side + 1) + i / side];
     }
+}
+
+template <class T>
+void turn(const Transposition<T>& p, const Call& call) {
+    constexpr int side = 32;
+    Grid grid;
+    grid.x = static_cast<unsigned>(divide_up(p.rows, side));
+    grid.y = static_cast<unsigned>(divide_up(p.columns, side));
+    grid.shared_bytes = side * (side + 1) * sizeof(T);
+    launch(&transpose<T>, grid, call.stream, p);
 }
 
 template <class T, template <class> class CellOf, bool Exact>
@@ -215,14 +227,23 @@ class RecurrentGradients {
 
    private:
     void by_x() {
+        const std::int64_t inputs = shape_.inputs, columns = cell_.gates * shape_.hidden;
+        // dgates begin with the candidate where it is apart: the weights' last block
+        const Scratch<T> weights(columns * inputs, call_.stream);
+        turn(
+            Transposition<T>{columns, inputs, p_.layer.w_ih, columns - cell_.input_rotation() * shape_.hidden, weights},
+            call_);
         Product<T> p{};
         p.rows = places_;
-        p.columns = shape_.inputs;
-        p.depth = cell_.gates * shape_.hidden;
-        p.a = {dgates_ + cell_.input_first() * shape_.hidden, stride_, 1};
-        p.b = {p_.layer.w_ih, 1, shape_.inputs, cell_.input_rotation() * shape_.hidden};
+        p.columns = inputs;
+        p.depth = columns;
+        p.along = true;
+        p.a = dgates_ + cell_.input_first() * shape_.hidden;
+        p.a_stride = stride_;
+        p.b = weights;
+        p.b_stride = columns;
         p.c = p_.grad_x;
-        p.c_stride = shape_.inputs;
+        p.c_stride = inputs;
         multiply(p, call_);
     }
 
@@ -254,8 +275,10 @@ class RecurrentGradients {
         p.rows = rows;
         p.columns = columns;
         p.depth = places;
-        p.a = {dgates, 1, stride_};
-        p.b = {values, 1, columns};
+        p.a = dgates;
+        p.a_stride = stride_;
+        p.b = values;
+        p.b_stride = columns;
         p.c = to;
         p.c_stride = columns;
         multiply(p, call_);
@@ -308,12 +331,7 @@ void run_backward(const RecurrentBackward<T>& p, Truncation truncation, const Ca
     clear(p.grad_h0, shape.batch * hidden);
     if (cell.has_c) clear(p.grad_c0, shape.batch * hidden);
 
-    const Transposition<T> turn{columns, hidden, layer.w_hh, weights};
-    Grid tiles;
-    tiles.x = static_cast<unsigned>(divide_up(columns, 32));
-    tiles.y = static_cast<unsigned>(divide_up(hidden, 32));
-    tiles.shared_bytes = 32 * 33 * sizeof(T);
-    launch(&transpose<T>, tiles, call.stream, turn);
+    turn(Transposition<T>{columns, hidden, layer.w_hh, 0, weights}, call);
 
     BackwardWalk<T> walk{};
     walk.product = {found.rows(), hidden, columns, weights, hidden % 4 == 0, overlapping, arrived, false};

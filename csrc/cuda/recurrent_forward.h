@@ -101,8 +101,6 @@ __global__ __launch_bounds__(walk_threads, 1) void walk_forward(const ForwardWal
     walk_in_grid<T, Shape, Pass::cell.gates, Exact>(p.product, Pass{p});
 }
 
-inline bool is_aligned(const void* data) { return reinterpret_cast<std::uintptr_t>(data) % 16 == 0; }
-
 template <class T, template <class> class CellOf, bool Exact>
 __global__ __launch_bounds__(walk_threads, 1) void cluster_forward(const ForwardWalk<T> p) {
     using Pass = ForwardPass<T, CellOf>;
@@ -162,8 +160,10 @@ void run_forward(const RecurrentForward<T>& p, const Call& call) {
     inputs.rows = places;
     inputs.columns = columns;
     inputs.depth = shape.inputs;
-    inputs.a = {layer.x, shape.inputs, 1};
-    inputs.b = {layer.w_ih, shape.inputs, 1};
+    inputs.along = true;
+    inputs.a = layer.x;
+    inputs.b = layer.w_ih;
+    inputs.a_stride = inputs.b_stride = shape.inputs;
     inputs.bias = layer.b_ih;
     inputs.bias_2 = layer.b_hh;
     inputs.bias_2_count = cell.candidate_apart ? columns - hidden : columns;

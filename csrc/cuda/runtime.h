@@ -110,6 +110,8 @@ class Scratch {
     T* data_;
 };
 
+inline bool is_aligned(const void* data) { return reinterpret_cast<std::uintptr_t>(data) % 16 == 0; }
+
 constexpr std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
 // Blocks for one thread an element, as many as keep the device busy; kernels stride by `global_count`.

@@ -176,10 +176,8 @@ struct WalkProduct {
 
 // Values of the block's tile that wait for their cell, where several warps have parts of them.
 template <class T, class Shape, int Gates>
-constexpr std::size_t parts_bytes() {
-    return Shape::splits == 1 ? 0
-                              : walk_warps * Shape::row_tiles * Gates * Shape::unit_tiles * 4 * warp_size * sizeof(T);
-}
+constexpr std::size_t parts_bytes =
+    Shape::splits == 1 ? 0 : walk_warps * Shape::row_tiles * Gates * Shape::unit_tiles * 4 * warp_size * sizeof(T);
 
 // The weights of the block's units, to where `BlockWeights` looks for them.
 template <class T, class Shape, int Gates>
@@ -254,7 +252,7 @@ class TileWork {
     }
 
     // Shared memory that is free for others.
-    TBPTT_DEVICE T* free_memory() const { return parts_ + parts_bytes<T, Shape, Gates>() / sizeof(T); }
+    TBPTT_DEVICE T* free_memory() const { return parts_ + parts_bytes<T, Shape, Gates> / sizeof(T); }
 
     // Each warp has the whole depth of its rows: the cell takes the sums from its registers.
     template <class Source>
@@ -395,7 +393,7 @@ Grid plan_walk(const void* kernel, WalkProduct<T>& p, std::int64_t rows) {
     Grid grid;
     grid.threads = walk_threads;
     grid.together = true;
-    grid.shared_bytes = parts_bytes<T, Shape, Gates>() + weights;
+    grid.shared_bytes = parts_bytes<T, Shape, Gates> + weights;
     p.resident = grid.shared_bytes <= current_device().shared_bytes &&
                  unit_blocks <= blocks_together(kernel, grid.threads, grid.shared_bytes);
     if (!p.resident) grid.shared_bytes -= weights;

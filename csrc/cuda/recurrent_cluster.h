@@ -93,7 +93,7 @@ bool plan_cluster(const void* kernel, WalkProduct<T>& p, std::int64_t rows, Grid
     const std::int64_t values =
         Gates * ClusterShape::units * BlockWeights<T>::stride(p.depth) + 2 * ClusterPanel<T, Left>::size;
     grid.threads = walk_threads;
-    grid.shared_bytes = static_cast<std::size_t>(values) * sizeof(T) + parts_bytes<T, ClusterShape, Gates>();
+    grid.shared_bytes = static_cast<std::size_t>(values) * sizeof(T) + parts_bytes<T, ClusterShape, Gates>;
     grid.x = grid.cluster = static_cast<unsigned>(blocks);
     grid.y = static_cast<unsigned>(tiles);
     if (grid.shared_bytes > current_device().shared_bytes || !cluster_fits(kernel, grid)) return false;

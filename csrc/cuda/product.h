@@ -72,7 +72,7 @@ class ProductTarget {
 };
 
 template <class Tile, bool Exact, bool Groups>
-__global__ __launch_bounds__(Tile::threads) void multiply_matrices(const Product<typename Tile::T> p) {
+__global__ __launch_bounds__(Tile::threads, 2) void multiply_matrices(const Product<typename Tile::T> p) {
     using T = typename Tile::T;
     const std::int64_t row = std::int64_t{blockIdx.x} * Tile::rows, column = std::int64_t{blockIdx.y} * Tile::columns;
     const std::int64_t chunks = (p.depth + Tile::depth - 1) / Tile::depth;

@@ -104,8 +104,8 @@ class Wave {
             block.shared = reinterpret_cast<unsigned char*>(aligned(shared_.data())) + b * rounded(shared_bytes);
             for (unsigned t = 0; t < threads; ++t) {
                 Fiber& fiber = fibers_[std::size_t{b} * threads + t];
-                fiber.thread = {{t, 0, 0},  &block, block.warps + t / 32, static_cast<int>(t % 32),
-                                blocks, {threads, 1, 1}};
+                fiber.thread = {{t, 0, 0}, &block,         block.warps + t / 32, static_cast<int>(t % 32),
+                                blocks,    {threads, 1, 1}};
                 getcontext(&fiber.start);
                 fiber.start.uc_stack.ss_sp = machine.stacks[std::size_t{b} * threads + t];
                 fiber.start.uc_stack.ss_size = stack_bytes;
@@ -160,6 +160,19 @@ void wait(const unsigned* generation, unsigned seen) {
     me.waits_for = nullptr;
 }
 
+void complete_copies(unsigned left) {
+    Thread& me = current();
+    std::size_t done = 0;
+    for (; done < me.copies.size() && me.copies[done].group + left < me.groups; ++done) {
+        const Copy& copy = me.copies[done];
+        if (copy.from)
+            std::memcpy(copy.to, copy.from, copy.bytes);
+        else
+            std::memset(copy.to, 0, copy.bytes);
+    }
+    me.copies.erase(me.copies.begin(), me.copies.begin() + static_cast<std::ptrdiff_t>(done));
+}
+
 void block_barrier() {
     Block& block = *current().block;
     pass(block.arrived, block.generation, block.threads);
@@ -170,8 +183,7 @@ void warp_barrier() {
     pass(warp.arrived, warp.generation, 32);
 }
 
-void run(Index blocks, unsigned threads, std::size_t shared_bytes, bool together,
-         const std::function<void()>& kernel) {
+void run(Index blocks, unsigned threads, std::size_t shared_bytes, bool together, const std::function<void()>& kernel) {
     if (threads % 32 != 0) throw std::logic_error("emulator: expected whole warps");
     machine.kernel = &kernel;
     const unsigned all = blocks.x * blocks.y * blocks.z, at_once = together ? all : 1;

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <vector>
 
 #define __global__
 #define __device__
@@ -35,6 +36,13 @@ struct Block {
     Warp* warps = nullptr;
 };
 
+// A copy to shared memory that has not come yet, of the thread's group of this number.
+struct Copy {
+    void* to;
+    const void* from;  // null: zeros
+    unsigned bytes, group;
+};
+
 // The thread at work.
 struct Thread {
     Index index;
@@ -42,11 +50,16 @@ struct Thread {
     Warp* warp;
     int lane;
     Index grid, block_size;
+    std::vector<Copy> copies{};
+    unsigned groups = 0;  // committed
 };
 Thread& current();
 
 // Lets others work until *generation is no longer `seen`; with null, for one turn.
 void wait(const unsigned* generation, unsigned seen);
+
+// Makes the copies of all committed groups but the youngest `left`.
+void complete_copies(unsigned left);
 
 void block_barrier();
 void warp_barrier();
@@ -90,6 +103,18 @@ V from_lane(V value, int lane) {
 template <class V>
 V load_shared_by_grid(const V* from) {
     return *from;
+}
+
+// Copies come as late as they may: who does not wait for them finds what was there before.
+template <class Access>
+void copy_async(void* to, const void* from, bool valid) {
+    emulator::Thread& me = emulator::current();
+    me.copies.push_back({to, valid ? from : nullptr, sizeof(Access), me.groups});
+}
+inline void commit_copies() { ++emulator::current().groups; }
+template <int Left>
+void wait_for_copies() {
+    emulator::complete_copies(Left);
 }
 
 inline unsigned add_and_get_old(unsigned* to, unsigned value) {

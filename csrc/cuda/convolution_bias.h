@@ -21,7 +21,7 @@ struct BeforeActivation {
 
 // A block has some channels and rows of pixels (channels last) or one channel (first). Width: values of an access.
 template <class T, bool Last, int Width>
-__global__ void __launch_bounds__(256) before_activation(const BeforeActivation<T> p) {
+__global__ void __launch_bounds__(256, 4) before_activation(const BeforeActivation<T> p) {
     using Access = Group<T, Width>;
     const int thread = static_cast<int>(threadIdx.x), lanes = Last ? p.lanes : 1;
     const int lane = thread % lanes, row = thread / lanes, rows = 256 / lanes;

@@ -153,7 +153,7 @@ class CorrelationTarget {
 
 // Blocks that share rows are neighbours: they find them in the second-level cache.
 template <class Tile, bool Exact, bool Groups>
-__global__ void __launch_bounds__(Tile::threads) correlate(const Correlation<typename Tile::T> p) {
+__global__ void __launch_bounds__(Tile::threads, 2) correlate(const Correlation<typename Tile::T> p) {
     using T = typename Tile::T;
     using Left = GatherLoader<Tile, Tile::rows, Groups, PixelPlaces, TapPlaces>;
     using Right = MatrixLoader<Tile, Tile::columns, true>;

@@ -153,7 +153,7 @@ struct WeightLoaders {
 };
 
 template <class Tile, bool Exact, bool GroupsG, bool GroupsX>
-__global__ void __launch_bounds__(Tile::threads) correlate_weights(const WeightGradient<typename Tile::T> p) {
+__global__ void __launch_bounds__(Tile::threads, 2) correlate_weights(const WeightGradient<typename Tile::T> p) {
     using T = typename Tile::T;
     using Loaders = WeightLoaders<Tile, GroupsG, GroupsX>;
     const int weights = p.down.taps * p.across.taps * p.depth;

@@ -174,7 +174,7 @@ struct DepthwiseWeights {
 
 // A block has 32 channels and eight pixels at a time (channels last) or one channel and 256 pixels (first).
 template <class T, bool Last>
-__global__ void __launch_bounds__(256) depthwise_weights(const DepthwiseWeights<T> p) {
+__global__ void __launch_bounds__(256, 4) depthwise_weights(const DepthwiseWeights<T> p) {
     constexpr int taps = depthwise_taps;
     const int lane = lane_index(), warp = warp_index(), first_tap = static_cast<int>(blockIdx.z) * taps;
     const int channel = Last ? static_cast<int>(blockIdx.x) * warp_size + lane : static_cast<int>(blockIdx.x);

@@ -2,6 +2,7 @@
 // memory of the current device. All checks were made by the bindings. Calls put their work on the stream and return.
 #pragma once
 
+#include "../api_convolution.h"
 #include "../api_recurrent.h"
 #include "runtime.h"
 
@@ -18,6 +19,13 @@ void recurrent_forward(const RecurrentForward<T>& p, const Call& call);
 
 template <class T>
 void recurrent_backward(const RecurrentBackward<T>& p, Truncation truncation, const Call& call);
+
+// `packed` is not read.
+template <class T>
+void convolution_forward(const ConvolutionForward<T>& p, const Call& call);
+
+template <class T>
+void convolution_backward(const ConvolutionBackward<T>& p, const Call& call);
 
 }  // namespace cuda
 }  // namespace tbptt

@@ -12,22 +12,21 @@
 //     across   the rows of one depth are
 // Within a chunk, accesses of 16 bytes are free of bank conflicts: the order of a tile's depths (along) or rows and columns
 // (across) is turned so that what a lane holds of several tiles are neighbours.
-// A target gets the sums a lane holds, in runs of neighbours:
+// Sums begin at target.start(column). A target gets those that a lane holds, in runs of neighbours:
 //     along    target.row(row) gives what target.columns(that, column, const T (&)[2]) is called with, for each of its pairs
 //     across   target.run(row) gives what target.rows(that, column, const T (&)[16 / sizeof(T)]) is called with
 // Rows and columns are those of the tile; target looks after the edges.
 #pragma once
-
-#include <type_traits>
 
 #include "tensor_cores.h"
 
 namespace tbptt {
 namespace cuda {
 
-template <class T>
-struct alignas(16) Group {
-    static constexpr int size = 16 / sizeof(T);
+// What one access brings.
+template <class T, int Size = static_cast<int>(16 / sizeof(T))>
+struct alignas(Size * sizeof(T)) Group {
+    static constexpr int size = Size;
     T value[size];
 };
 
@@ -101,17 +100,20 @@ class WarpTile {
     static constexpr int group = Tile::group;
     static constexpr int tiles_down = Tile::warp_rows / tile_rows, tiles_across = Tile::warp_columns / tile_columns;
 
-    TBPTT_DEVICE WarpTile()
+    template <class Target>
+    explicit TBPTT_DEVICE WarpTile(const Target& target)
         : row_(warp_index() / Tile::warps_across * Tile::warp_rows),
           column_(warp_index() % Tile::warps_across * Tile::warp_columns),
           g_(lane_index() / 4),
           t_(lane_index() % 4) {
 #pragma unroll
-        for (int i = 0; i < tiles_down; ++i)
+        for (int j = 0; j < tiles_across; ++j)
 #pragma unroll
-            for (int j = 0; j < tiles_across; ++j)
+            for (int v = 0; v < 4; ++v) {
+                const T start = target.start(column_of(j, v % 2));
 #pragma unroll
-                for (int v = 0; v < 4; ++v) sum_[i][j][v] = 0;
+                for (int i = 0; i < tiles_down; ++i) sum_[i][j][v] = start;
+            }
     }
 
     TBPTT_DEVICE void multiply(const T* left, const T* right) {
@@ -132,6 +134,12 @@ class WarpTile {
    private:
     using Left = typename Tile::Left;
     using Right = typename Tile::Right;
+
+    // Of the two that this lane holds of tile j.
+    TBPTT_DEVICE int column_of(int j, int c) const {
+        return Tile::along ? column_ + tile_columns * j + 2 * t_ + c
+                           : column_ + 8 * group * (j / group) + group * (2 * t_ + c) + j % group;
+    }
 
     // Lane t has the depths group·t … of a chunk: step s of the tensor cores takes two of them from every lane.
     TBPTT_DEVICE void multiply_along(const T* left, const T* right) {
@@ -207,7 +215,7 @@ class WarpTile {
 #pragma unroll
             for (int j = 0; j < tiles_across; ++j) {
                 const T pair[2] = {sum_[i / 2][j][i % 2 * 2], sum_[i / 2][j][i % 2 * 2 + 1]};
-                target.columns(row, column_ + tile_columns * j + 2 * t_, pair);
+                target.columns(row, column_of(j, 0), pair);
             }
         }
     }
@@ -224,7 +232,7 @@ class WarpTile {
                     T values[group];
 #pragma unroll
                     for (int e = 0; e < group; ++e) values[e] = sum_[q * (group / 2) + e / 2][j][e % 2 * 2 + c];
-                    target.rows(run, column_ + 8 * group * (j / group) + group * (2 * t_ + c) + j % group, values);
+                    target.rows(run, column_of(j, c), values);
                 }
         }
     }
@@ -238,7 +246,7 @@ TBPTT_DEVICE void multiply_tile(LoadLeft& left, LoadRight& right, int chunks, ty
                                 Target& target) {
     using T = typename Tile::T;
     constexpr int ahead = Tile::stages - 1;
-    WarpTile<Tile, Exact> warp;
+    WarpTile<Tile, Exact> warp(target);
     for (int chunk = 0; chunk < ahead; ++chunk) {
         if (chunk < chunks) {
             left.load(memory + chunk * Tile::stage, chunk);
@@ -290,8 +298,8 @@ class MatrixLoader {
 
    private:
     using Layout = Panel<T, Rows, Tile::along>;
-    using Access = std::conditional_t<Groups, Group<T>, T>;
-    static constexpr int width = Groups ? Group<T>::size : 1;
+    using Access = Group<T, Groups ? Group<T>::size : 1>;
+    static constexpr int width = Access::size;
     // A line is what lies together in memory: a row of the chunk, or a depth of it.
     static constexpr int accesses = (Tile::along ? Tile::depth : Rows) / width;
     static constexpr int lines = Tile::along ? Rows : Tile::depth;

@@ -45,7 +45,8 @@ class ConvBackwardPass {
           packed_(apart_ ? 0 : panels_.size()),
           products_(apart_ ? most_live_ * image_ + L : 0),
           zeros_(columns_),
-          dgates_((run_ < shape_.steps ? run_ + 1 : run_) * shape_.batch * pixels_ * columns_),
+          dgates_(run_ * shape_.batch * pixels_ * columns_),
+          later_(run_ < shape_.steps ? shape_.batch * pixels_ * columns_ : 0),
           dgates_x_(cell_.candidate_apart ? run_ * shape_.batch * pixels_ * columns_ : 0),
           again_(!p.tape.maps && p.overlapping ? run_ * shape_.batch * pixels_ * columns_ : 0),
           beside_again_(!p.tape.maps && p.overlapping && cell_.candidate_apart ? run_ * shape_.batch * image_ : 0),
@@ -94,7 +95,7 @@ class ConvBackwardPass {
             gradients_.add(steps_, dgates_, cell_.candidate_apart ? dgates_x_ : dgates_);
             // The next run's segments go on from here.
             if (i > 0)
-                __builtin_memcpy(dgates_ + run_ * shape_.batch * pixels_ * columns_, dgates_,
+                __builtin_memcpy(later_, dgates_,
                                  static_cast<std::size_t>(shape_.batch * pixels_ * columns_) * sizeof(T));
         }
         if (turns_) {
@@ -106,7 +107,7 @@ class ConvBackwardPass {
 
    private:
     static constexpr int64_t most_rows = 32768;             // of one lag
-    static constexpr int64_t run_bytes = int64_t{8} << 20;  // of dgates
+    static constexpr int64_t run_bytes = int64_t{4} << 20;  // of dgates
 
     // Steps whose dgates are kept at a time: the problem alone decides, as sums are added run by run. Windows are not cut where
     // a run holds several.
@@ -309,7 +310,7 @@ class ConvBackwardPass {
                 live.dgates_x = cell_.candidate_apart ? dgates_x(place) : nullptr;
             }
             w.sources[i] = !carried         ? nullptr
-                           : goes_on        ? dgates_ + (run_ * shape_.batch + segment.batch) * pixels_ * columns_
+                           : goes_on        ? later_ + segment.batch * pixels_ * columns_
                            : p_.overlapping ? own(w.step + 1, lane.slot)
                                             : dgates(later);
         }
@@ -420,7 +421,7 @@ class ConvBackwardPass {
     const ApplyBackward<T> apply_;
     const Blocks blocks_;
     Packed<T> panels_;
-    Buffer<T> packed_, products_, zeros_, dgates_, dgates_x_, again_, beside_again_, own_, carry_, carries_,
+    Buffer<T> packed_, products_, zeros_, dgates_, later_, dgates_x_, again_, beside_again_, own_, carry_, carries_,
         grad_scratch_, turned_h0_, turned_c0_;
     T *const grad_h0_, *const grad_c0_;
     Buffer<Tap> taps_;

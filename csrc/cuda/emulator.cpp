@@ -87,6 +87,15 @@ void pass(unsigned& arrived, unsigned& generation, unsigned count) {
     wait(&generation, seen);
 }
 
+// A function of its own: what is live across getcontext may be lost.
+__attribute__((noinline)) void prepare(Fiber& fiber, void* stack) {
+    getcontext(&fiber.start);
+    fiber.start.uc_stack.ss_sp = stack;
+    fiber.start.uc_stack.ss_size = stack_bytes;
+    fiber.start.uc_link = nullptr;
+    makecontext(&fiber.start, &begin, 0);
+}
+
 // Blocks that are at work together.
 class Wave {
    public:
@@ -104,13 +113,9 @@ class Wave {
             block.shared = reinterpret_cast<unsigned char*>(aligned(shared_.data())) + b * rounded(shared_bytes);
             for (unsigned t = 0; t < threads; ++t) {
                 Fiber& fiber = fibers_[std::size_t{b} * threads + t];
-                fiber.thread = {{t, 0, 0},  &block, block.warps + t / 32, static_cast<int>(t % 32),
-                                blocks, {threads, 1, 1}};
-                getcontext(&fiber.start);
-                fiber.start.uc_stack.ss_sp = machine.stacks[std::size_t{b} * threads + t];
-                fiber.start.uc_stack.ss_size = stack_bytes;
-                fiber.start.uc_link = nullptr;
-                makecontext(&fiber.start, &begin, 0);
+                fiber.thread = {{t, 0, 0}, &block,         block.warps + t / 32, static_cast<int>(t % 32),
+                                blocks,    {threads, 1, 1}};
+                prepare(fiber, machine.stacks[std::size_t{b} * threads + t]);
             }
         }
     }
@@ -170,8 +175,7 @@ void warp_barrier() {
     pass(warp.arrived, warp.generation, 32);
 }
 
-void run(Index blocks, unsigned threads, std::size_t shared_bytes, bool together,
-         const std::function<void()>& kernel) {
+void run(Index blocks, unsigned threads, std::size_t shared_bytes, bool together, const std::function<void()>& kernel) {
     if (threads % 32 != 0) throw std::logic_error("emulator: expected whole warps");
     machine.kernel = &kernel;
     const unsigned all = blocks.x * blocks.y * blocks.z, at_once = together ? all : 1;

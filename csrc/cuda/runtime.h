@@ -10,14 +10,12 @@
 
 #include "device.h"
 
+struct CUstream_st;  // CUDA's, whose headers are not needed for more
+
 namespace tbptt {
 namespace cuda {
 
-#ifdef TBPTT_EMULATED
-using Stream = void*;
-#else
-using Stream = cudaStream_t;
-#endif
+using Stream = CUstream_st*;  // cudaStream_t
 
 // What kernels are laid out by. Of the current device; read once for each.
 struct Device {
@@ -47,7 +45,13 @@ void copy_bytes(void* to, const void* from, std::size_t bytes, Stream stream);
 // How many blocks of this kernel can be at work at the same time on the current device.
 int blocks_together(const void* kernel, unsigned threads, std::size_t shared_bytes);
 
-#ifndef TBPTT_EMULATED
+#ifdef TBPTT_KERNELS
+
+#ifdef TBPTT_EMULATED
+// What a device would refuse: std::logic_error.
+void check_launch(const Grid& grid);
+#else
+// std::bad_alloc where memory ran out, else std::runtime_error with the error's name and text.
 void check(cudaError_t error, const char* what);
 // Lets the kernel have so much shared memory.
 void allow_shared_bytes(const void* kernel, std::size_t bytes);
@@ -58,6 +62,7 @@ void launch(void (*kernel)(Parameters), const Grid& grid, Stream stream, const P
     if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
 #ifdef TBPTT_EMULATED
     (void)stream;
+    check_launch(grid);
     emulator::run({grid.x, grid.y, grid.z}, grid.threads, grid.shared_bytes, grid.together,
                   [&] { kernel(parameters); });
 #else
@@ -75,6 +80,8 @@ void launch(void (*kernel)(Parameters), const Grid& grid, Stream stream, const P
     check(cudaLaunchKernelEx(&config, kernel, parameters), "a kernel's launch");
 #endif
 }
+
+#endif
 
 // Device memory of a call, given back in the order of the stream.
 template <class T>

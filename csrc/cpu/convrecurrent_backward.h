@@ -98,7 +98,7 @@ class ConvBackwardPass {
     }
 
    private:
-    static constexpr int64_t most_rows = 32768;              // of one lag
+    static constexpr int64_t most_rows = 32768;             // of one lag
     static constexpr int64_t run_bytes = int64_t{8} << 20;  // of dgates
 
     // Steps whose dgates are kept at a time: the problem alone decides, as sums are added run by run. Windows are not cut where

@@ -16,6 +16,7 @@
 #endif
 
 #define TBPTT_DEVICE __device__ __forceinline__
+#define TBPTT_BOTH __host__ __device__  // what the host asks, too
 
 namespace tbptt {
 namespace cuda {
@@ -35,6 +36,9 @@ template <class V>
 TBPTT_DEVICE V from_lane(V value, int lane) {
     return __shfl_sync(0xffffffffu, value, lane);
 }
+
+// Whether it is true in any lane of the warp.
+TBPTT_DEVICE bool any_lane(bool value) { return __any_sync(0xffffffffu, value) != 0; }
 
 // Memory that other blocks of the same launch write: past the first-level cache, which does not see them.
 template <class V>

@@ -87,6 +87,14 @@ V from_lane(V value, int lane) {
     return emulator::exchange(value, [lane](auto of) { return of(lane); });
 }
 
+inline bool any_lane(bool value) {
+    return emulator::exchange(value, [](auto of) {
+        bool any = false;
+        for (int lane = 0; lane < 32; ++lane) any = any || of(lane);
+        return any;
+    });
+}
+
 template <class V>
 V load_shared_by_grid(const V* from) {
     return *from;

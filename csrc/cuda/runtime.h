@@ -81,6 +81,11 @@ void launch(void (*kernel)(Parameters), const Grid& grid, Stream stream, const P
 #endif
 }
 
+template <class Kernel>
+Kernel choose_kernel(const Call& call, Kernel exact, Kernel fast) {
+    return call.exact ? exact : fast;
+}
+
 #endif
 
 // Device memory of a call, given back in the order of the stream.

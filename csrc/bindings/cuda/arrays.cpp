@@ -189,13 +189,13 @@ Input<std::uint8_t> DeviceArrays::mask(py::handle object, std::initializer_list<
     return {std::move(view.holder), reinterpret_cast<const std::uint8_t*>(view.data)};
 }
 
-View DeviceArrays::made(std::initializer_list<int64_t> shape) const {
+View DeviceArrays::made(DType dtype, std::initializer_list<int64_t> shape) const {
     element_count(shape);
+    const Argument argument{"empty", "result"};
+    if (place_.empty.is_none()) return read(new_device_array(dtype, shape, device_, place_.stream), argument);
     py::tuple extents(shape.size());
     for (std::size_t i = 0; i < shape.size(); ++i) extents[i] = shape.begin()[i];
-    View view = read(place_.empty(extents), {"empty", "array"});
-    if (!view.contiguous) throw std::runtime_error("a fresh array is not C-contiguous");
-    return view;
+    return check(read(place_.empty(extents), argument), name_of(dtype), shape, argument);
 }
 
 }  // namespace tbptt::python

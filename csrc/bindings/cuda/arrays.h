@@ -29,8 +29,8 @@ struct View {
 
 inline Shape shape_of(const View& view) { return {view.extents.data(), static_cast<int64_t>(view.extents.size())}; }
 
-// Where a call takes place. `empty(shape)` makes an array of x's dtype on its device; `contiguous(array)` a copy by the
-// array's own library, or None where none is known.
+// Where a call takes place. `empty(shape)` makes an array of x's dtype on its device, or is None where a DeviceArray has to
+// do; `contiguous(array)` makes a copy by the array's own library, or None where none is known.
 struct Place {
     py::object empty, contiguous;
     Stream stream;
@@ -70,17 +70,19 @@ class DeviceArrays {
 
     template <class T>
     Made<T> make(std::initializer_list<int64_t> shape) const {
-        View view = made(shape);
+        View view = made(dtype_of<T>, shape);
         return {std::move(view.holder), reinterpret_cast<T*>(view.data)};
     }
 
    private:
     View check(View view, const char* dtype, std::initializer_list<int64_t> shape, const Argument& argument) const;
-    View made(std::initializer_list<int64_t> shape) const;
+    View made(DType dtype, std::initializer_list<int64_t> shape) const;
 
     const Place& place_;
     int device_ = -1;
 };
+
+py::object new_device_array(DType dtype, std::initializer_list<int64_t> shape, int device, Stream stream);
 
 void register_cuda_runtime(py::module_& module);
 void register_device_array(py::module_& module);

@@ -49,17 +49,9 @@ struct DeviceArray {
     py::tuple shape() const { return py::tuple(py::cast(extents)); }
 };
 
-DeviceArray make_array(const py::tuple& shape, const std::string& dtype, int device, std::uintptr_t stream) {
-    const Argument argument{"DeviceArray", "dtype"};
-    if (dtype != "float32" && dtype != "float64")
-        argument.type_error("expected dtype float32 or float64, got " + dtype);
-    DeviceArray array{nullptr, {}, dtype == "float32" ? DType::float32 : DType::float64, device, stream_of(stream)};
-    int64_t count = 1;
-    for (const py::handle extent : shape) {
-        array.extents.push_back(extent.cast<int64_t>());
-        count = element_count({count, array.extents.back()});
-    }
-    array.memory = std::make_shared<Memory>(static_cast<std::size_t>(array.nbytes()), array.stream, device);
+DeviceArray make_array(DType dtype, std::vector<int64_t> extents, int device, Stream stream) {
+    DeviceArray array{nullptr, std::move(extents), dtype, device, stream};
+    array.memory = std::make_shared<Memory>(static_cast<std::size_t>(array.nbytes()), stream, device);
     return array;
 }
 
@@ -127,11 +119,14 @@ std::string describe(const DeviceArray& array) {
 
 }  // namespace
 
+py::object new_device_array(DType dtype, std::initializer_list<int64_t> shape, int device, Stream stream) {
+    return py::cast(make_array(dtype, shape, device, stream));
+}
+
 void register_device_array(py::module_& module) {
     py::class_<DeviceArray> array(module, "DeviceArray", py::module_local(),
                                   "An array in a device's memory, for other libraries to read.");
-    array.def(py::init(&make_array))
-        .def_property_readonly("shape", &DeviceArray::shape, "The extents.")
+    array.def_property_readonly("shape", &DeviceArray::shape, "The extents.")
         .def_property_readonly(
             "dtype", [](const DeviceArray& self) { return name_of(self.dtype); }, "The dtype's name.")
         .def_readonly("device", &DeviceArray::device, "The device's number.")

@@ -27,6 +27,7 @@ struct DeviceTape {
     RecurrentShape shape;
     DType dtype;
     int device;
+    Stream stream;
     Borrowed x, h0, c0, w_ih, w_hh, is_init, out;
     bool has_b_ih, has_b_hh;
     py::object memory;  // an array of x's library: what else is kept
@@ -39,11 +40,12 @@ int64_t saved_size(const RecurrentShape& shape) {
 }
 
 template <class T>
-DeviceTape tape_of(const RecurrentShape& shape, int device, const LayerInputs<T>& in, bool has_b_ih, bool has_b_hh,
-                   Borrowed out, const Made<T>& saved) {
+DeviceTape tape_of(const RecurrentShape& shape, int device, Stream stream, const LayerInputs<T>& in, bool has_b_ih,
+                   bool has_b_hh, Borrowed out, const Made<T>& saved) {
     return {shape,
             dtype_of<T>,
             device,
+            stream,
             borrowed(in.x),
             borrowed(in.h0),
             borrowed(in.c0),
@@ -91,8 +93,8 @@ py::tuple forward(const DeviceArrays& arrays, const cuda::Call& call, const Recu
     if (training) {
         const Made<T> saved = arrays.make<T>({saved_size(shape)});
         p.tape = {out.data, saved.data};
-        tape = py::cast(tape_of(shape, given.x.device, in, in.b_ih.data != nullptr, in.b_hh.data != nullptr,
-                                {out.array, out.data}, saved));
+        tape = py::cast(tape_of(shape, given.x.device, call.stream, in, in.b_ih.data != nullptr,
+                                in.b_hh.data != nullptr, {out.array, out.data}, saved));
     }
     {
         const py::gil_scoped_release unlocked;
@@ -171,13 +173,14 @@ py::tuple recurrent_backward(Cell cell, py::handle place_given, py::handle preci
 
 // The tape of an earlier forward pass from its arguments, its output and `memory`, which may have been moved meanwhile.
 template <class T>
-DeviceTape restore(const DeviceArrays& arrays, const RecurrentShape& shape, const GivenLayer<View>& given,
-                   bool has_b_ih, bool has_b_hh, py::handle out_given, py::handle memory_given) {
+DeviceTape restore(const DeviceArrays& arrays, Stream stream, const RecurrentShape& shape,
+                   const GivenLayer<View>& given, bool has_b_ih, bool has_b_hh, py::handle out_given,
+                   py::handle memory_given) {
     const char* op = "restore_tape";
     const LayerInputs<T> in = read_layer<T>(arrays, shape, given, op);
     const Input<T> out = arrays.input<T>(out_given, {shape.steps, shape.batch, shape.hidden}, {op, "out"});
     const Input<T> memory = arrays.input<T>(memory_given, {saved_size(shape)}, {op, "memory"});
-    return tape_of(shape, given.x.device, in, has_b_ih, has_b_hh, borrowed(out),
+    return tape_of(shape, given.x.device, stream, in, has_b_ih, has_b_hh, borrowed(out),
                    Made<T>{memory.holder, const_cast<T*>(memory.data)});
 }
 
@@ -194,7 +197,7 @@ DeviceTape restore_tape(py::handle place_given, py::handle name, py::handle x_gi
     const GivenLayer<View> given{x, unpack_state(hx, cell, {op, "hx"}), w_ih, w_hh, py::none(), py::none(), is_init};
     const bool b_ih = read_bool(has_b_ih, {op, "has_b_ih"}), b_hh = read_bool(has_b_hh, {op, "has_b_hh"});
     return with_dtype(float_dtype(x, {op, "x"}), [&](auto zero) {
-        return restore<decltype(zero)>(arrays, shape, given, b_ih, b_hh, out, memory);
+        return restore<decltype(zero)>(arrays, place.stream, shape, given, b_ih, b_hh, out, memory);
     });
 }
 
@@ -207,6 +210,9 @@ void register_cuda_recurrent(py::module_& module) {
         .def_readonly("memory", &DeviceTape::memory, "That history, for `restore_tape`.")
         .def_property_readonly(
             "x", [](const DeviceTape& tape) { return tape.x.holder; }, "The inputs.")
+        .def_property_readonly(
+            "stream", [](const DeviceTape& tape) { return reinterpret_cast<std::uintptr_t>(tape.stream); },
+            "The stream of the forward pass.")
         .def("__repr__", [](const DeviceTape& tape) { return describe_tape(tape.shape, tape.dtype, tape.nbytes); });
     module.def("tape_values",
                [](py::handle cell) { return cuda::tape_values(read_cell(cell, {"tape_values", "cell"})); });

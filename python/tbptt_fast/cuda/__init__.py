@@ -19,11 +19,13 @@ their work there and return; nothing waits for the device, so that everything ca
 graph. Results have the same bits from run to run on one kind of device.
 
 Without kernels or a device, `is_available()` is False, `why_not()` says why, and all functions
-raise a RuntimeError with that sentence. `tbptt_fast.torch` uses these kernels for tensors on "cuda".
+raise a RuntimeError with that sentence. `tbptt_fast.torch` uses these kernels for tensors on
+"cuda".
 """
 
 from ..ops_recurrent import RecurrentGrads
-from ._module import loaded, native, why_not
+from . import _module
+from ._module import why_not
 from ._recurrent import (
     Precision,
     gru_backward,
@@ -69,7 +71,7 @@ def build_info() -> dict[str, str] | None:
     >>> info is None or "targets" in info
     True
     """
-    module = loaded()
+    module = _module.loaded()
     return None if isinstance(module, str) else module.build_info()
 
 
@@ -80,7 +82,7 @@ def devices() -> list[dict[str, object]]:
     >>> len(cuda.devices()) >= cuda.is_available()
     True
     """
-    module = loaded()
+    module = _module.loaded()
     return [] if isinstance(module, str) else module.devices()
 
 
@@ -94,4 +96,4 @@ def empty_cache() -> None:
     >>> if cuda.is_available():
     ...     cuda.empty_cache()
     """
-    native().empty_cache()
+    _module.native().empty_cache()

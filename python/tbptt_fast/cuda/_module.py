@@ -1,4 +1,4 @@
-"""The module `tbptt_fast._cuda`: whether it was built, whether it can run here; loaded when asked."""
+"""The module `tbptt_fast._cuda`: whether it was built and can run here; loaded when asked."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NAME = "tbptt_fast._cuda"
 def loaded() -> Any:
     """The module, or the sentence that says why there is none."""
     if importlib.util.find_spec(NAME) is None:
-        return "this installation was built without CUDA kernels (nvcc was not found, or not asked for)"
+        return "this installation was built without CUDA kernels"
     try:
         return importlib.import_module(NAME)
     except ImportError as error:

@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeAlias
 from .. import ops_recurrent
 from .._types import Truncation
 from ..ops_recurrent import RecurrentGrads
-from ._module import native
+from . import _module
 from ._places import LEGACY_DEFAULT, place_of
 
 Precision: TypeAlias = Literal["tf32", "highest"]
@@ -28,7 +28,7 @@ def rnn_forward(
     stream: Any = None,
 ) -> tuple[Any, Any, Any]:
     weights = (w_ih, w_hh, b_ih, b_hh, nonlinearity)
-    run, place = native().rnn_forward, place_of(x, stream)
+    run, place = _module.native().rnn_forward, place_of(x, stream)
     return run(place, precision, x, hx, *weights, is_init, training)  # type: ignore[no-any-return]
 
 
@@ -46,7 +46,7 @@ def gru_forward(
     stream: Any = None,
 ) -> tuple[Any, Any, Any]:
     weights = (w_ih, w_hh, b_ih, b_hh)
-    run, place = native().gru_forward, place_of(x, stream)
+    run, place = _module.native().gru_forward, place_of(x, stream)
     return run(place, precision, x, hx, *weights, is_init, training)  # type: ignore[no-any-return]
 
 
@@ -64,7 +64,7 @@ def lstm_forward(
     stream: Any = None,
 ) -> tuple[Any, tuple[Any, Any], Any]:
     weights = (w_ih, w_hh, b_ih, b_hh)
-    run, place = native().lstm_forward, place_of(x, stream)
+    run, place = _module.native().lstm_forward, place_of(x, stream)
     return run(place, precision, x, hx, *weights, is_init, training)  # type: ignore[no-any-return]
 
 
@@ -78,12 +78,10 @@ def _backward(
     precision: Precision,
     stream: Any,
 ) -> RecurrentGrads:
-    run = getattr(native(), name)
+    run = getattr(_module.native(), name)
     before = getattr(tape, "stream", LEGACY_DEFAULT)
     place = place_of(getattr(tape, "x", None), stream, before)
-    return RecurrentGrads(
-        *run(place, precision, tape, grad_out, grad_hx, truncation, carry_scale)
-    )
+    return RecurrentGrads(*run(place, precision, tape, grad_out, grad_hx, truncation, carry_scale))
 
 
 def rnn_backward(

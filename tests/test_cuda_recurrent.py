@@ -186,7 +186,7 @@ def test_no_order_of_threads_changes_a_bit(emulated: EmulatedDevice, cell: str) 
 @cells
 @pytest.mark.parametrize(
     ("multiprocessors", "shared_kb", "capability"),
-    [(1, 48, 75), (2, 12, 80), (8, 227, 90), (132, 227, 90)],
+    [(1, 64, 75), (2, 99, 86), (8, 227, 90), (132, 227, 90)],
 )
 def test_every_size_of_device(
     emulated: EmulatedDevice, cell: str, multiprocessors: int, shared_kb: int, capability: int

@@ -46,8 +46,60 @@ TBPTT_DEVICE V load_shared_by_grid(const V* from) {
     return __ldcg(from);
 }
 
+// Copies of one access (float, double, float4) to shared memory that go on while the thread works; zeros where not `valid`.
+template <class Access>
+TBPTT_DEVICE void copy_async(void* to, const void* from, bool valid) {
+#if __CUDA_ARCH__ >= 800
+    constexpr int bytes = sizeof(Access);
+    const unsigned place = static_cast<unsigned>(__cvta_generic_to_shared(to));
+    if (bytes == 16)
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(place), "l"(from), "r"(valid ? 16 : 0));
+    else
+        asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(place), "l"(from), "n"(bytes),
+                     "r"(valid ? bytes : 0));
+#else
+    Access value{};
+    if (valid) value = *static_cast<const Access*>(from);
+    *static_cast<Access*>(to) = value;
+#endif
+}
+
+// The copies so far are a group of their own.
+TBPTT_DEVICE void commit_copies() {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+
+// Until all of this thread's groups have come but the youngest `Left`. Other threads see them after a barrier.
+template <int Left>
+TBPTT_DEVICE void wait_for_copies() {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.wait_group %0;" ::"n"(Left) : "memory");
+#endif
+}
+
 TBPTT_DEVICE unsigned add_and_get_old(unsigned* to, unsigned value) { return atomicAdd(to, value); }
 TBPTT_DEVICE unsigned load_volatile(const unsigned* from) { return *static_cast<const volatile unsigned*>(from); }
+// The same place in the shared memory of another block of the cluster, and the barrier of all of them (from 9.0 on).
+template <class V>
+TBPTT_DEVICE const V* in_block(const V* shared, int rank) {
+#if __CUDA_ARCH__ >= 900
+    const V* there;
+    asm("mapa.u64 %0, %1, %2;" : "=l"(there) : "l"(shared), "r"(rank));
+    return there;
+#else
+    (void)rank;
+    return shared;
+#endif
+}
+TBPTT_DEVICE void wait_for_cluster() {
+#if __CUDA_ARCH__ >= 900
+    __syncwarp();
+    asm volatile("barrier.cluster.arrive.release.aligned;\n barrier.cluster.wait.acquire.aligned;" ::: "memory");
+#endif
+}
+
 TBPTT_DEVICE void pause_in_spin() { __nanosleep(20); }
 
 #endif

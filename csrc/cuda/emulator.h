@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <vector>
 
 #define __global__
 #define __device__
@@ -28,11 +29,25 @@ struct Warp {
     alignas(16) unsigned char slots[32][64];
 };
 
+struct Cluster {
+    unsigned arrived = 0, generation = 0, threads = 0;
+    unsigned char* shared = nullptr;  // of its first block
+    std::size_t shared_stride = 0;    // from block to block
+};
+
 struct Block {
     Index index;
+    Cluster* cluster = nullptr;
     unsigned arrived = 0, generation = 0, threads = 0;
     unsigned char* shared = nullptr;
     Warp* warps = nullptr;
+};
+
+// A copy to shared memory that has not come yet, of the thread's group of this number.
+struct Copy {
+    void* to;
+    const void* from;  // null: zeros
+    unsigned bytes, group;
 };
 
 // The thread at work.
@@ -42,16 +57,23 @@ struct Thread {
     Warp* warp;
     int lane;
     Index grid, block_size;
+    std::vector<Copy> copies{};
+    unsigned groups = 0;  // committed
 };
 Thread& current();
 
 // Lets others work until *generation is no longer `seen`; with null, for one turn.
 void wait(const unsigned* generation, unsigned seen);
 
+// Makes the copies of all committed groups but the youngest `left`.
+void complete_copies(unsigned left);
+
 void block_barrier();
 void warp_barrier();
+void cluster_barrier();
 
-// Runs `kernel` in all threads of all blocks; `together` promises that all blocks are at work at the same time.
+// Runs `kernel` in all threads of all blocks; `together` promises that all blocks are at work at the same time. Blocks of one
+// row of the grid are a cluster.
 void run(Index blocks, unsigned threads, std::size_t shared_bytes, bool together, const std::function<void()>& kernel);
 
 void set_seed(std::uint64_t seed);
@@ -98,6 +120,27 @@ inline bool any_lane(bool value) {
 template <class V>
 V load_shared_by_grid(const V* from) {
     return *from;
+}
+
+template <class V>
+const V* in_block(const V* shared, int rank) {
+    const emulator::Block& mine = *emulator::current().block;
+    const auto offset = reinterpret_cast<const unsigned char*>(shared) - mine.shared;
+    return reinterpret_cast<const V*>(mine.cluster->shared +
+                                      static_cast<std::size_t>(rank) * mine.cluster->shared_stride + offset);
+}
+inline void wait_for_cluster() { emulator::cluster_barrier(); }
+
+// Copies come as late as they may: who does not wait for them finds what was there before.
+template <class Access>
+void copy_async(void* to, const void* from, bool valid) {
+    emulator::Thread& me = emulator::current();
+    me.copies.push_back({to, valid ? from : nullptr, sizeof(Access), me.groups});
+}
+inline void commit_copies() { ++emulator::current().groups; }
+template <int Left>
+void wait_for_copies() {
+    emulator::complete_copies(Left);
 }
 
 inline unsigned add_and_get_old(unsigned* to, unsigned value) {

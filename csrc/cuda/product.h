@@ -1,185 +1,114 @@
-// Products of large matrices: the convolution-free rest of a recurrent layer, whose rows are all steps at once.
-//
-// One block makes a tile of C, in strips of the depth that it reads into shared memory while it multiplies the strip before.
+// Products of large matrices: what a recurrent layer does for all steps at once. One block makes a tile of C (tiled_product.h).
 // Deep products with few tiles are split over the depth: parts of a size that the problem alone decides are summed in order.
 #pragma once
 
 #include "runtime.h"
-#include "tensor_cores.h"
+#include "tiled_product.h"
 
 namespace tbptt {
 namespace cuda {
 
-// A matrix [rows, depth] in any order. Entry k of the depth is stored at (k + rotation) % depth.
-template <class T>
-struct Operand {
-    const T* data;
-    std::int64_t row_stride, depth_stride, rotation = 0;
-};
-
+// C [rows, columns] = A·Bᵀ over a depth. In memory A and B are [rows, depth] and [columns, depth] (along), or the transposed of
+// both (across).
 template <class T>
 struct Product {
     std::int64_t rows, columns, depth;
-    Operand<T> a;     // [rows, depth]
-    Operand<T> b;     // [columns, depth]
+    bool along;
+    const T* a;
+    std::int64_t a_stride;
+    const T* b;
+    std::int64_t b_stride;
     const T* bias;    // [columns] or null
     const T* bias_2;  // [bias_2_count] or null, for the first columns
     std::int64_t bias_2_count;
     T* c;  // out = [rows, columns], in rows of `c_stride`
     std::int64_t c_stride;
-    int parts;   // of the depth
+    int parts;   // of the depth; found by `multiply`
     T* partial;  // [parts, rows, columns] where there are several
+
+    TBPTT_DEVICE T biased(T value, std::int64_t column) const {
+        if (bias) value += bias[column];
+        if (bias_2 && column < bias_2_count) value += bias_2[column];
+        return value;
+    }
 };
 
-// The shape of a block's tile, and of a warp's in it.
+// Where a block's tile goes.
 template <class T>
-struct ProductTile {
-    static constexpr int rows = 128, columns = 64, depth = sizeof(T) == 4 ? 16 : 8, threads = 256;
-    static constexpr int warps_down = 4, warps_across = 2;
-    static constexpr int row_tiles = rows / warps_down / tile_rows,
-                         column_tiles = columns / warps_across / tile_columns;
-    static constexpr int stride = depth + 4;  // rows of fragments then lie in different banks
-    static constexpr int strip = (rows + columns) * stride;
-    static constexpr std::size_t shared_bytes = 2 * strip * sizeof(T);
+class ProductTarget {
+   public:
+    TBPTT_DEVICE ProductTarget(const Product<T>& p, std::int64_t first_row, std::int64_t first_column)
+        : p_(p),
+          first_row_(first_row),
+          first_column_(first_column),
+          to_(p.parts == 1 ? p.c : p.partial + blockIdx.z * p.rows * p.columns),
+          stride_(p.parts == 1 ? p.c_stride : p.columns) {}
+
+    TBPTT_DEVICE T start(int) const { return T(0); }
+
+    TBPTT_DEVICE std::int64_t row(int row) const { return first_row_ + row; }
+    TBPTT_DEVICE void columns(std::int64_t row, int column, const T (&pair)[2]) const {
+#pragma unroll
+        for (int c = 0; c < 2; ++c) put(row, first_column_ + column + c, pair[c]);
+    }
+
+    TBPTT_DEVICE std::int64_t run(int row) const { return first_row_ + row; }
+    template <int N>
+    TBPTT_DEVICE void rows(std::int64_t row, int column, const T (&values)[N]) const {
+#pragma unroll
+        for (int r = 0; r < N; ++r) put(row + r, first_column_ + column, values[r]);
+    }
+
+   private:
+    TBPTT_DEVICE void put(std::int64_t row, std::int64_t column, T value) const {
+        if (row < p_.rows && column < p_.columns)
+            to_[row * stride_ + column] = p_.parts == 1 ? p_.biased(value, column) : value;
+    }
+
+    const Product<T>& p_;
+    const std::int64_t first_row_, first_column_;
+    T* const to_;
+    const std::int64_t stride_;
 };
 
-// A strip of an operand on its way through registers to shared memory.
-template <class T, int Rows>
-struct Strip {
-    using Tile = ProductTile<T>;
-    static constexpr int each = Rows * Tile::depth / Tile::threads;
-    T values[each];
-
-    // Threads follow the direction in which the memory goes on.
-    static TBPTT_DEVICE void find(const Operand<T>& from, int i, int& row, int& k) {
-        const int index = static_cast<int>(threadIdx.x) + i * Tile::threads;
-        const bool along_depth = from.depth_stride == 1;
-        row = along_depth ? index / Tile::depth : index % Rows;
-        k = along_depth ? index % Tile::depth : index / Rows;
-    }
-
-    TBPTT_DEVICE void read(const Operand<T>& from, std::int64_t first_row, std::int64_t rows, std::int64_t first_k,
-                           std::int64_t end_k, std::int64_t depth) {
-#pragma unroll
-        for (int i = 0; i < each; ++i) {
-            int row, k;
-            find(from, i, row, k);
-            std::int64_t at = first_k + k;
-            const bool inside = first_row + row < rows && at < end_k;
-            at += from.rotation;
-            if (at >= depth) at -= depth;
-            values[i] = inside ? from.data[(first_row + row) * from.row_stride + at * from.depth_stride] : T(0);
-        }
-    }
-
-    TBPTT_DEVICE void write(const Operand<T>& from, T* to) const {
-#pragma unroll
-        for (int i = 0; i < each; ++i) {
-            int row, k;
-            find(from, i, row, k);
-            to[row * Tile::stride + k] = values[i];
-        }
-    }
-};
-
-template <class T, bool Exact>
-__global__ __launch_bounds__(256, Exact ? 1 : 2) void multiply_matrices(const Product<T> p) {
-    using Tile = ProductTile<T>;
-    T* shared = shared_memory<T>();
-    const std::int64_t first_row = std::int64_t{blockIdx.x} * Tile::rows,
-                       first_column = std::int64_t{blockIdx.y} * Tile::columns;
-    const std::int64_t strips = (p.depth + Tile::depth - 1) / Tile::depth;
-    const std::int64_t begin = strips * blockIdx.z / p.parts, end = strips * (blockIdx.z + 1) / p.parts;
-    const int g = lane_index() / 4, t = lane_index() % 4;
-    const int row = warp_index() % Tile::warps_down * Tile::row_tiles * tile_rows,
-              column = warp_index() / Tile::warps_down * Tile::column_tiles * tile_columns;
-
-    T sums[Tile::row_tiles][Tile::column_tiles][4] = {};
-    Strip<T, Tile::rows> a;
-    Strip<T, Tile::columns> b;
-    const auto read = [&](std::int64_t strip) {
-        a.read(p.a, first_row, p.rows, strip * Tile::depth, p.depth, p.depth);
-        b.read(p.b, first_column, p.columns, strip * Tile::depth, p.depth, p.depth);
+template <class Tile, bool Exact, bool Groups>
+__global__ __launch_bounds__(Tile::threads, 2) void multiply_matrices(const Product<typename Tile::T> p) {
+    using T = typename Tile::T;
+    const std::int64_t row = std::int64_t{blockIdx.x} * Tile::rows, column = std::int64_t{blockIdx.y} * Tile::columns;
+    const std::int64_t chunks = (p.depth + Tile::depth - 1) / Tile::depth;
+    const std::int64_t begin = chunks * blockIdx.z / p.parts, end = chunks * (blockIdx.z + 1) / p.parts;
+    const std::int64_t first = begin * Tile::depth, last = end * Tile::depth < p.depth ? end * Tile::depth : p.depth;
+    const auto start = [&](const T* matrix, std::int64_t stride, std::int64_t at) {
+        return matrix + (Tile::along ? at * stride + first : first * stride + at);
     };
-    const auto write = [&](T* to) {
-        a.write(p.a, to);
-        b.write(p.b, to + Tile::rows * Tile::stride);
-    };
-    if (begin < end) {
-        read(begin);
-        write(shared);
-    }
-    __syncthreads();
-    for (std::int64_t strip = begin; strip < end; ++strip) {
-        const T* from = shared + (strip - begin) % 2 * Tile::strip;
-        if (strip + 1 < end) read(strip + 1);
-        const T* rows = from + row * Tile::stride;
-        const T* columns = from + (Tile::rows + column) * Tile::stride;
-#pragma unroll
-        for (int k = 0; k < Tile::depth; k += tile_depth) {
-            T left[Tile::row_tiles][4], right[Tile::column_tiles][2];
-#pragma unroll
-            for (int i = 0; i < Tile::row_tiles; ++i)
-#pragma unroll
-                for (int v = 0; v < 4; ++v)
-                    left[i][v] = rows[(i * tile_rows + g + v % 2 * 8) * Tile::stride + k + t + v / 2 * 4];
-#pragma unroll
-            for (int j = 0; j < Tile::column_tiles; ++j)
-#pragma unroll
-                for (int v = 0; v < 2; ++v)
-                    right[j][v] = columns[(j * tile_columns + g) * Tile::stride + k + t + v * 4];
-#pragma unroll
-            for (int i = 0; i < Tile::row_tiles; ++i)
-#pragma unroll
-                for (int j = 0; j < Tile::column_tiles; ++j) multiply_add<Exact>(sums[i][j], left[i], right[j]);
-        }
-        if (strip + 1 < end) write(shared + (strip + 1 - begin) % 2 * Tile::strip);
-        __syncthreads();
-    }
-
-    const bool whole = p.parts == 1;
-    T* to = whole ? p.c : p.partial + blockIdx.z * p.rows * p.columns;
-    const std::int64_t stride = whole ? p.c_stride : p.columns;
-#pragma unroll
-    for (int i = 0; i < Tile::row_tiles; ++i)
-#pragma unroll
-        for (int j = 0; j < Tile::column_tiles; ++j)
-#pragma unroll
-            for (int v = 0; v < 4; ++v) {
-                const std::int64_t r = first_row + row + i * tile_rows + g + v / 2 * 8,
-                                   c = first_column + column + j * tile_columns + 2 * t + v % 2;
-                if (r >= p.rows || c >= p.columns) continue;
-                T value = sums[i][j][v];
-                if (whole && p.bias) value += p.bias[c];
-                if (whole && p.bias_2 && c < p.bias_2_count) value += p.bias_2[c];
-                to[r * stride + c] = value;
-            }
+    const int depth = static_cast<int>(last - first);
+    MatrixLoader<Tile, Tile::rows, Groups> a(start(p.a, p.a_stride, row), p.a_stride, static_cast<int>(p.rows - row),
+                                             depth);
+    MatrixLoader<Tile, Tile::columns, Groups> b(start(p.b, p.b_stride, column), p.b_stride,
+                                                static_cast<int>(p.columns - column), depth);
+    ProductTarget<T> target(p, row, column);
+    multiply_tile<Tile, Exact>(a, b, static_cast<int>(end - begin), shared_memory<T>(), target);
 }
 
 template <class T>
 __global__ void sum_parts(const Product<T> p) {
     const std::int64_t size = p.rows * p.columns;
     for (std::int64_t i = global_index(); i < size; i += global_count()) {
-        const std::int64_t column = i % p.columns;
         T sum = 0;
         for (int part = 0; part < p.parts; ++part) sum += p.partial[part * size + i];
-        if (p.bias) sum += p.bias[column];
-        if (p.bias_2 && column < p.bias_2_count) sum += p.bias_2[column];
-        p.c[i / p.columns * p.c_stride + column] = sum;
+        p.c[i / p.columns * p.c_stride + i % p.columns] = p.biased(sum, i % p.columns);
     }
 }
 
-// c = a·bᵀ + biases; `parts` and `partial` are found here.
-template <class T>
-void multiply(Product<T> p, const Call& call) {
-    using Tile = ProductTile<T>;
-    if (p.rows == 0 || p.columns == 0) return;
+template <class Tile, bool Exact>
+void launch_product(Product<typename Tile::T> p, const Call& call) {
+    using T = typename Tile::T;
     const std::int64_t down = divide_up(p.rows, Tile::rows), across = divide_up(p.columns, Tile::columns);
     // By the problem alone, so that sums do not depend on the device: as many blocks as a large one has places, and parts
     // that are deep enough to be worth their sum.
     constexpr std::int64_t blocks = 264, deep = 512;
     const std::int64_t wanted = blocks / (down * across), most = divide_up(p.depth, deep);
-    p.parts = static_cast<int>(wanted < 1 ? 1 : wanted < most ? wanted : most < 1 ? 1 : most);
+    p.parts = static_cast<int>(wanted < 1 || most < 1 ? 1 : wanted < most ? wanted : most);
     const Scratch<T> partial(p.parts > 1 ? p.parts * p.rows * p.columns : 0, call.stream);
     p.partial = partial;
     Grid grid;
@@ -188,9 +117,31 @@ void multiply(Product<T> p, const Call& call) {
     grid.z = static_cast<unsigned>(p.parts);
     grid.threads = Tile::threads;
     grid.shared_bytes = Tile::shared_bytes;
-    launch(choose_kernel(call, &multiply_matrices<T, true>, &multiply_matrices<T, !is_single<T>>), grid, call.stream,
+    constexpr std::int64_t group = Tile::group;
+    const bool whole = Tile::along ? p.depth % group == 0 : p.rows % group == 0 && p.columns % group == 0;
+    const bool groups =
+        whole && p.a_stride % group == 0 && p.b_stride % group == 0 && is_aligned(p.a) && is_aligned(p.b);
+    launch(groups ? &multiply_matrices<Tile, Exact, true> : &multiply_matrices<Tile, Exact, false>, grid, call.stream,
            p);
     if (p.parts > 1) launch(&sum_parts<T>, grid_for(p.rows * p.columns), call.stream, p);
+}
+
+template <bool Along>
+void multiply(const Product<float>& p, const Call& call) {
+    using Tile = ProductTile<float, 128, 64, 64, 32, Along>;
+    call.exact ? launch_product<Tile, true>(p, call) : launch_product<Tile, false>(p, call);
+}
+
+template <bool Along>
+void multiply(const Product<double>& p, const Call& call) {
+    launch_product<ProductTile<double, 64, 64, 32, 32, Along>, true>(p, call);
+}
+
+// c = a·bᵀ and biases.
+template <class T>
+void multiply(const Product<T>& p, const Call& call) {
+    if (p.rows == 0 || p.columns == 0) return;
+    p.along ? multiply<true>(p, call) : multiply<false>(p, call);
 }
 
 }  // namespace cuda

@@ -25,6 +25,8 @@ struct WalkShape {
     static constexpr int row_tiles = RowTiles, unit_tiles = UnitTiles, splits = Splits;
     static constexpr int warp_rows = RowTiles * tile_rows, rows = walk_warps / Splits * warp_rows;
     static constexpr int units = UnitTiles * tile_columns;
+
+    static TBPTT_DEVICE int warp_first() { return warp_index() / Splits * warp_rows; }
 };
 
 // Which of them, by the rows that are at work at once.
@@ -126,9 +128,8 @@ struct BlockWeights {
 
 // One warp's part of rows·weightsᵀ. The order of the depth is free: a lane takes four values that lie side by side, which
 // makes its loads wide, and feeds them to the tiles as the columns of two strips of 8.
-template <class Shape, int Gates, bool Exact, class T>
-TBPTT_DEVICE void multiply_rows(const T* const (&above)[Shape::row_tiles], const T* const (&below)[Shape::row_tiles],
-                                const BlockWeights<T>& weights, std::int64_t depth, bool aligned,
+template <class Shape, int Gates, bool Exact, class Source, class T>
+TBPTT_DEVICE void multiply_rows(const Source& source, const BlockWeights<T>& weights, std::int64_t depth,
                                 T (&sums)[Shape::row_tiles][Gates * Shape::unit_tiles][4]) {
     const int g = lane_index() / 4, t = lane_index() % 4, split = warp_index() % Shape::splits;
     const std::int64_t strips = (depth + 15) / 16;
@@ -138,8 +139,8 @@ TBPTT_DEVICE void multiply_rows(const T* const (&above)[Shape::row_tiles], const
         Four<T> top[Shape::row_tiles], bottom[Shape::row_tiles];
 #pragma unroll
         for (int i = 0; i < Shape::row_tiles; ++i) {
-            top[i] = load_four(above[i], k, depth, aligned);
-            bottom[i] = load_four(below[i], k, depth, aligned);
+            top[i] = source.load(i, 0, k);
+            bottom[i] = source.load(i, 1, k);
         }
 #pragma unroll
         for (int gate = 0; gate < Gates; ++gate)
@@ -175,10 +176,8 @@ struct WalkProduct {
 
 // Values of the block's tile that wait for their cell, where several warps have parts of them.
 template <class T, class Shape, int Gates>
-constexpr std::size_t parts_bytes() {
-    return Shape::splits == 1 ? 0
-                              : walk_warps * Shape::row_tiles * Gates * Shape::unit_tiles * 4 * warp_size * sizeof(T);
-}
+constexpr std::size_t parts_bytes =
+    Shape::splits == 1 ? 0 : walk_warps * Shape::row_tiles * Gates * Shape::unit_tiles * 4 * warp_size * sizeof(T);
 
 // The weights of the block's units, to where `BlockWeights` looks for them.
 template <class T, class Shape, int Gates>
@@ -194,100 +193,92 @@ TBPTT_DEVICE void keep_weights(const WalkProduct<T>& p, T* to) {
     __syncthreads();
 }
 
-// The walk. A pass has
-//   const T* source(row, lag)                      the values of the row's last step, or null
-//   Fetched fetch(row, lag, unit)                  what the cell needs beside the product: nothing that other threads of the
-//                                                  launch write, so that it can be read before they are waited for
-//   finish(row, lag, unit, sums[Gates], fetched)   the cell
-// Lags of one row and unit are always the same thread's.
-template <class T, class Shape, int Gates, bool Exact, class Pass>
-class Walk {
-    static constexpr int columns = Gates * Shape::unit_tiles;
-    using Fetched = typename Pass::Fetched;
+// Rows of one tile at one lag.
+struct WalkTile {
+    int lag, live, first_row, first_unit;
+};
 
+// The rows of a warp's tiles, by where they lie in the memory of the device.
+template <class T, class Shape>
+class RowsInMemory {
    public:
-    TBPTT_DEVICE Walk(const WalkProduct<T>& p, const Pass& pass)
-        : p_(p),
-          pass_(pass),
-          hidden_(static_cast<int>(p.hidden)),
-          warp_first_(warp_index() / Shape::splits * Shape::warp_rows),
-          weights_(shared_memory<T>()),
-          parts_(weights_ + (p.resident ? Gates * Shape::units * BlockWeights<T>::stride(p.depth) : 0)) {}
+    template <class Pass>
+    TBPTT_DEVICE RowsInMemory(const WalkProduct<T>& p, const Pass& pass, const WalkTile& at)
+        : depth_(p.depth), aligned_(p.aligned) {
+#pragma unroll
+        for (int i = 0; i < Shape::row_tiles; ++i)
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                const int row = at.first_row + Shape::warp_first() + i * tile_rows + half * 8 + lane_index() / 4;
+                rows_[i][half] = row < at.live ? pass.source(row, at.lag) : nullptr;
+            }
+    }
 
-    TBPTT_DEVICE void run() {
-        if (p_.resident) keep_weights<T, Shape, Gates>(p_, weights_);
-        const int unit_blocks = (hidden_ + Shape::units - 1) / Shape::units;
-        unsigned passed = 0;
-        for (int lag = 0;; ++lag) {
-            const int live = p_.rows.live(lag);
-            if (live == 0) break;
-            bool waits = lag > 0;
-            const auto wait = [&] {
-                if (waits)
-                    wait_for_blocks(p_.arrived + (p_.together ? 0 : blockIdx.y),
-                                    p_.together ? gridDim.x * gridDim.y : gridDim.x, passed);
-                waits = false;
-            };
-            for (int block = static_cast<int>(blockIdx.x); block < unit_blocks; block += static_cast<int>(gridDim.x))
-                for (int first = static_cast<int>(blockIdx.y) * Shape::rows; first < live;
-                     first += static_cast<int>(gridDim.y) * Shape::rows) {
-                    const Tile tile{lag, live, first, block * Shape::units};
-                    Shape::splits == 1 ? whole_tile(tile, wait) : shared_tile(tile, wait);
-                }
-            wait();
-        }
+    TBPTT_DEVICE bool any() const {
+        bool found = false;
+#pragma unroll
+        for (int i = 0; i < Shape::row_tiles; ++i) found = found || rows_[i][0] || rows_[i][1];
+        return found;
+    }
+
+    TBPTT_DEVICE Four<T> load(int tile, int half, std::int64_t k) const {
+        return load_four(rows_[tile][half], k, depth_, aligned_);
     }
 
    private:
-    struct Tile {
-        int lag, live, first_row, first_unit;
-    };
+    const T* rows_[Shape::row_tiles][2];
+    const std::int64_t depth_;
+    const bool aligned_;
+};
 
-    TBPTT_DEVICE void multiply(const Tile& at, T (&sums)[Shape::row_tiles][columns][4]) const {
-        const T *above[Shape::row_tiles], *below[Shape::row_tiles];
-        bool any = false;
-#pragma unroll
-        for (int i = 0; i < Shape::row_tiles; ++i) {
-            const int row = at.first_row + warp_first_ + i * tile_rows + lane_index() / 4;
-            above[i] = row < at.live ? pass_.source(row, at.lag) : nullptr;
-            below[i] = row + 8 < at.live ? pass_.source(row + 8, at.lag) : nullptr;
-            any = any || above[i] || below[i];
-        }
-        if (!any_lane(any)) return;
-        const BlockWeights<T> weights{p_.resident ? weights_ : nullptr,
-                                      p_.weights + at.first_unit * p_.depth,
-                                      p_.depth,
-                                      hidden_ * p_.depth,
-                                      hidden_ - at.first_unit,
-                                      p_.aligned};
-        multiply_rows<Shape, Gates, Exact>(above, below, weights, p_.depth, p_.aligned, sums);
+// What a block does with one tile at one lag. A pass has
+//   const T* source(row, lag)                            the values of the row's last step, or null
+//   Fetched fetch(row, lag, unit)                        what the cell needs beside the product: nothing that other threads of
+//                                                        the launch write, so that it is read before they are waited for
+//   finish(row, lag, unit, sums[Gates], fetched, left)   the cell; `left` is what the next step's product takes
+// Lags of one row and unit are always the same thread's.
+template <class T, class Shape, int Gates, bool Exact, class Pass>
+class TileWork {
+    static constexpr int columns = Gates * Shape::unit_tiles;
+
+   public:
+    TBPTT_DEVICE TileWork(const WalkProduct<T>& p, const Pass& pass)
+        : p_(p),
+          pass_(pass),
+          hidden_(static_cast<int>(p.hidden)),
+          weights_(shared_memory<T>()),
+          parts_(weights_ + (p.resident ? Gates * Shape::units * BlockWeights<T>::stride(p.depth) : 0)) {
+        if (p.resident) keep_weights<T, Shape, Gates>(p, weights_);
     }
 
+    // Shared memory that is free for others.
+    TBPTT_DEVICE T* free_memory() const { return parts_ + parts_bytes<T, Shape, Gates> / sizeof(T); }
+
     // Each warp has the whole depth of its rows: the cell takes the sums from its registers.
-    template <class Wait>
-    TBPTT_DEVICE void whole_tile(const Tile& at, const Wait& wait) const {
-        wait();
+    template <class Source>
+    TBPTT_DEVICE void by_warps(const WalkTile& at, const Source& source) const {
         T sums[Shape::row_tiles][columns][4] = {};
-        multiply(at, sums);
+        multiply(at, source, sums);
 #pragma unroll
         for (int i = 0; i < Shape::row_tiles; ++i)
 #pragma unroll
             for (int tile = 0; tile < Shape::unit_tiles; ++tile)
 #pragma unroll
                 for (int v = 0; v < 4; ++v) {
-                    const int row = at.first_row + warp_first_ + i * tile_rows + lane_index() / 4 + v / 2 * 8,
+                    const int row = at.first_row + Shape::warp_first() + i * tile_rows + lane_index() / 4 + v / 2 * 8,
                               unit = at.first_unit + tile * tile_columns + lane_index() % 4 * 2 + v % 2;
-                    T values[Gates];
+                    T values[Gates], left[Pass::left];
 #pragma unroll
                     for (int gate = 0; gate < Gates; ++gate) values[gate] = sums[i][gate * Shape::unit_tiles + tile][v];
                     if (row < at.live && unit < hidden_)
-                        pass_.finish(row, at.lag, unit, values, pass_.fetch(row, at.lag, unit));
+                        pass_.finish(row, at.lag, unit, values, pass_.fetch(row, at.lag, unit), left);
                 }
     }
 
-    // Several warps have parts of the depth, which meet in shared memory [split][gate and tile][row][unit].
-    template <class Wait>
-    TBPTT_DEVICE void shared_tile(const Tile& at, const Wait& wait) const {
+    // Several warps have parts of the depth, which meet in shared memory [split][gate and tile][row][unit]. wait_for() waits for
+    // the last step and returns the source, keep(row, unit, left) takes what this step leaves; both count in the tile.
+    template <class WaitFor, class Keep>
+    TBPTT_DEVICE void by_block(const WalkTile& at, const WaitFor& wait_for, const Keep& keep) const {
         constexpr int count = Shape::rows * Shape::units, each = (count + walk_threads - 1) / walk_threads;
         const auto for_mine = [&](auto found) {
 #pragma unroll
@@ -297,13 +288,12 @@ class Walk {
                 if (i < count && at.first_row + row < at.live && at.first_unit + unit < hidden_) found(n, row, unit);
             }
         };
-        Fetched fetched[each] = {};
+        typename Pass::Fetched fetched[each] = {};
         for_mine([&](int n, int row, int unit) {
             fetched[n] = pass_.fetch(at.first_row + row, at.lag, at.first_unit + unit);
         });
-        wait();
         T sums[Shape::row_tiles][columns][4] = {};
-        multiply(at, sums);
+        multiply(at, wait_for(), sums);
         const int split = warp_index() % Shape::splits;
 #pragma unroll
         for (int i = 0; i < Shape::row_tiles; ++i)
@@ -311,13 +301,13 @@ class Walk {
             for (int c = 0; c < columns; ++c)
 #pragma unroll
                 for (int v = 0; v < 4; ++v) {
-                    const int row = warp_first_ + i * tile_rows + lane_index() / 4 + v / 2 * 8,
+                    const int row = Shape::warp_first() + i * tile_rows + lane_index() / 4 + v / 2 * 8,
                               unit = lane_index() % 4 * 2 + v % 2;
                     parts_[part(split, c, row) + unit] = sums[i][c][v];
                 }
         __syncthreads();
         for_mine([&](int n, int row, int unit) {
-            T values[Gates];
+            T values[Gates], left[Pass::left];
 #pragma unroll
             for (int gate = 0; gate < Gates; ++gate) {
                 const int column = gate * Shape::unit_tiles + unit / tile_columns;
@@ -326,9 +316,24 @@ class Walk {
                 for (int s = 0; s < Shape::splits; ++s)
                     values[gate] += parts_[part(s, column, row) + unit % tile_columns];
             }
-            pass_.finish(at.first_row + row, at.lag, at.first_unit + unit, values, fetched[n]);
+            pass_.finish(at.first_row + row, at.lag, at.first_unit + unit, values, fetched[n], left);
+            keep(row, unit, left);
         });
         __syncthreads();  // before the next tile's parts
+    }
+
+   private:
+    template <class Source>
+    TBPTT_DEVICE void multiply(const WalkTile& at, const Source& source,
+                               T (&sums)[Shape::row_tiles][columns][4]) const {
+        if (!any_lane(source.any())) return;
+        const BlockWeights<T> weights{p_.resident ? weights_ : nullptr,
+                                      p_.weights + at.first_unit * p_.depth,
+                                      p_.depth,
+                                      hidden_ * p_.depth,
+                                      hidden_ - at.first_unit,
+                                      p_.aligned};
+        multiply_rows<Shape, Gates, Exact>(source, weights, p_.depth, sums);
     }
 
     static TBPTT_DEVICE int part(int split, int column, int row) {
@@ -337,9 +342,43 @@ class Walk {
 
     const WalkProduct<T>& p_;
     const Pass& pass_;
-    const int hidden_, warp_first_;
+    const int hidden_;
     T *const weights_, *const parts_;
 };
+
+// The walk of a grid whose blocks are all at work: steps meet in the memory of the device.
+template <class T, class Shape, int Gates, bool Exact, class Pass>
+TBPTT_DEVICE void walk_in_grid(const WalkProduct<T>& p, const Pass& pass) {
+    using Source = RowsInMemory<T, Shape>;
+    const TileWork<T, Shape, Gates, Exact, Pass> work(p, pass);
+    const int unit_blocks = (static_cast<int>(p.hidden) + Shape::units - 1) / Shape::units;
+    unsigned passed = 0;
+    for (int lag = 0;; ++lag) {
+        const int live = p.rows.live(lag);
+        if (live == 0) break;
+        bool waits = lag > 0;
+        const auto wait = [&] {
+            if (waits)
+                wait_for_blocks(p.arrived + (p.together ? 0 : blockIdx.y),
+                                p.together ? gridDim.x * gridDim.y : gridDim.x, passed);
+            waits = false;
+        };
+        for (int block = static_cast<int>(blockIdx.x); block < unit_blocks; block += static_cast<int>(gridDim.x))
+            for (int first = static_cast<int>(blockIdx.y) * Shape::rows; first < live;
+                 first += static_cast<int>(gridDim.y) * Shape::rows) {
+                const WalkTile at{lag, live, first, block * Shape::units};
+                const auto wait_for = [&] {
+                    wait();
+                    return Source(p, pass, at);
+                };
+                if (Shape::splits == 1)
+                    work.by_warps(at, wait_for());
+                else
+                    work.by_block(at, wait_for, [](int, int, const T*) {});
+            }
+        wait();
+    }
+}
 
 // The most groups that a walk may have, for their counters.
 constexpr std::int64_t most_groups = 1024;
@@ -354,7 +393,7 @@ Grid plan_walk(const void* kernel, WalkProduct<T>& p, std::int64_t rows) {
     Grid grid;
     grid.threads = walk_threads;
     grid.together = true;
-    grid.shared_bytes = parts_bytes<T, Shape, Gates>() + weights;
+    grid.shared_bytes = parts_bytes<T, Shape, Gates> + weights;
     p.resident = grid.shared_bytes <= current_device().shared_bytes &&
                  unit_blocks <= blocks_together(kernel, grid.threads, grid.shared_bytes);
     if (!p.resident) grid.shared_bytes -= weights;

@@ -8,7 +8,7 @@
 #include "api.h"
 #include "column_sums.h"
 #include "product.h"
-#include "recurrent.h"
+#include "recurrent_cluster.h"
 
 namespace tbptt {
 namespace cuda {
@@ -60,6 +60,7 @@ struct BackwardPass {
         return others[(at - batch) * stride + unit];
     }
 
+    static constexpr int left = cell.gates;
     struct Fetched {
         T factor;     // of what the later step passes back
         T dh, carry;  // from the loss, or behind the last step; the carry by the later step, too
@@ -92,7 +93,7 @@ struct BackwardPass {
         return f;
     }
 
-    TBPTT_DEVICE void finish(int row, int lag, int unit, const T (&sums)[1], const Fetched& f) const {
+    TBPTT_DEVICE void finish(int row, int lag, int unit, const T (&sums)[1], const Fetched& f, T (&next)[left]) const {
         const Segment s = p.product.rows[row];
         const std::int64_t at = place(s, lag), hidden = p.product.hidden, state = s.batch * hidden + unit;
         const T dh = lag > 0 ? f.dh + sums[0] * f.factor : f.dh;
@@ -101,6 +102,7 @@ struct BackwardPass {
             const T by_h = cell.has_carry && !cell.has_c ? dh + f.carry : dh;
             p.grad_h0[state] = load_shared_by_grid(p.grad_h0 + state) + by_h;
             if (cell.has_c) p.grad_c0[state] = load_shared_by_grid(p.grad_c0 + state) + f.carry;
+            for (int g = 0; g < left; ++g) next[g] = T(0);
             return;
         }
         T gates[cell.gate_gradients], carry_out = 0;
@@ -109,6 +111,8 @@ struct BackwardPass {
         T* to = gradients_of(row, s, lag) + unit;
 #pragma unroll
         for (int g = 0; g < cell.gate_gradients; ++g) to[g * hidden] = gates[g];
+#pragma unroll
+        for (int g = 0; g < left; ++g) next[g] = gates[recurrent_first + g];
         if (!p.own) return;
         T* sum = p.dgates + at * cell.gate_gradients * hidden + unit;
         // Another block may have written it at an earlier lag.
@@ -121,7 +125,7 @@ struct BackwardPass {
 template <class T, template <class> class CellOf, class Shape, bool Exact>
 __global__ __launch_bounds__(walk_threads, 1) void walk_backward(const BackwardWalk<T> p) {
     using Pass = BackwardPass<T, CellOf>;
-    Walk<T, Shape, 1, Exact, Pass>(p.product, Pass{p}).run();
+    walk_in_grid<T, Shape, 1, Exact>(p.product, Pass{p});
 }
 
 // The states that entered every place [T·B, H].
@@ -145,8 +149,9 @@ __global__ void find_states_before(const StatesBefore<T> p) {
 template <class T>
 struct Transposition {
     std::int64_t rows, columns;
-    const T* from;  // [rows, columns]
-    T* to;          // out = [columns, rows]
+    const T* from;          // [rows, columns]
+    std::int64_t rotation;  // of the rows: row r of `from` is column (r + rotation) % rows of `to`
+    T* to;                  // out = [columns, rows]
 };
 
 template <class T>
@@ -161,14 +166,36 @@ __global__ void transpose(const Transposition<T> p) {
     __syncthreads();
     for (int i = static_cast<int>(threadIdx.x); i < side * side; i += static_cast<int>(blockDim.x)) {
         const std::int64_t r = row + i % side, c = column + i / side;
-        if (r < p.rows && c < p.columns) p.to[c * p.rows + r] = tile[i % side * (side + 1) + i / side];
+        if (r < p.rows && c < p.columns)
+            p.to[c * p.rows + (r + p.rotation) % p.rows] = tile[i % side * (side + 1) + i / side];
     }
+}
+
+template <class T>
+void turn(const Transposition<T>& p, const Call& call) {
+    constexpr int side = 32;
+    Grid grid;
+    grid.x = static_cast<unsigned>(divide_up(p.rows, side));
+    grid.y = static_cast<unsigned>(divide_up(p.columns, side));
+    grid.shared_bytes = side * (side + 1) * sizeof(T);
+    launch(&transpose<T>, grid, call.stream, p);
+}
+
+template <class T, template <class> class CellOf, bool Exact>
+__global__ __launch_bounds__(walk_threads, 1) void cluster_backward(const BackwardWalk<T> p) {
+    using Pass = BackwardPass<T, CellOf>;
+    walk_in_cluster<T, 1, Exact>(p.product, Pass{p});
 }
 
 template <class T, template <class> class CellOf, class Shape, bool Exact>
 void launch_backward(BackwardWalk<T>& p, std::int64_t rows, const Call& call) {
+    using Pass = BackwardPass<T, CellOf>;
+    const auto cluster = &cluster_backward<T, CellOf, Exact>;
+    Grid grid;
+    if (plan_cluster<T, 1, Pass::left>(reinterpret_cast<const void*>(cluster), p.product, rows, grid))
+        return launch(cluster, grid, call.stream, p);
     const auto kernel = &walk_backward<T, CellOf, Shape, Exact>;
-    const Grid grid = plan_walk<T, Shape, 1>(reinterpret_cast<const void*>(kernel), p.product, rows);
+    grid = plan_walk<T, Shape, 1>(reinterpret_cast<const void*>(kernel), p.product, rows);
     launch(kernel, grid, call.stream, p);
 }
 
@@ -200,14 +227,23 @@ class RecurrentGradients {
 
    private:
     void by_x() {
+        const std::int64_t inputs = shape_.inputs, columns = cell_.gates * shape_.hidden;
+        // dgates begin with the candidate where it is apart: the weights' last block
+        const Scratch<T> weights(columns * inputs, call_.stream);
+        turn(
+            Transposition<T>{columns, inputs, p_.layer.w_ih, columns - cell_.input_rotation() * shape_.hidden, weights},
+            call_);
         Product<T> p{};
         p.rows = places_;
-        p.columns = shape_.inputs;
-        p.depth = cell_.gates * shape_.hidden;
-        p.a = {dgates_ + cell_.input_first() * shape_.hidden, stride_, 1};
-        p.b = {p_.layer.w_ih, 1, shape_.inputs, cell_.input_rotation() * shape_.hidden};
+        p.columns = inputs;
+        p.depth = columns;
+        p.along = true;
+        p.a = dgates_ + cell_.input_first() * shape_.hidden;
+        p.a_stride = stride_;
+        p.b = weights;
+        p.b_stride = columns;
         p.c = p_.grad_x;
-        p.c_stride = shape_.inputs;
+        p.c_stride = inputs;
         multiply(p, call_);
     }
 
@@ -239,8 +275,10 @@ class RecurrentGradients {
         p.rows = rows;
         p.columns = columns;
         p.depth = places;
-        p.a = {dgates, 1, stride_};
-        p.b = {values, 1, columns};
+        p.a = dgates;
+        p.a_stride = stride_;
+        p.b = values;
+        p.b_stride = columns;
         p.c = to;
         p.c_stride = columns;
         multiply(p, call_);
@@ -293,12 +331,7 @@ void run_backward(const RecurrentBackward<T>& p, Truncation truncation, const Ca
     clear(p.grad_h0, shape.batch * hidden);
     if (cell.has_c) clear(p.grad_c0, shape.batch * hidden);
 
-    const Transposition<T> turn{columns, hidden, layer.w_hh, weights};
-    Grid tiles;
-    tiles.x = static_cast<unsigned>(divide_up(columns, 32));
-    tiles.y = static_cast<unsigned>(divide_up(hidden, 32));
-    tiles.shared_bytes = 32 * 33 * sizeof(T);
-    launch(&transpose<T>, tiles, call.stream, turn);
+    turn(Transposition<T>{columns, hidden, layer.w_hh, 0, weights}, call);
 
     BackwardWalk<T> walk{};
     walk.product = {found.rows(), hidden, columns, weights, hidden % 4 == 0, overlapping, arrived, false};

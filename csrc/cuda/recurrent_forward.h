@@ -4,7 +4,7 @@
 
 #include "api.h"
 #include "product.h"
-#include "recurrent.h"
+#include "recurrent_cluster.h"
 
 namespace tbptt {
 namespace cuda {
@@ -49,7 +49,9 @@ struct ForwardPass {
         return state_before(p.product.rows[row], lag, p.h0, p.out, p.product.hidden);
     }
 
+    static constexpr int left = 1;
     struct Fetched {
+        bool begins;  // in zeros, which meet no weights: 0·NaN never enters
         T input[cell.gates], h_before, c_before;
     };
 
@@ -59,10 +61,9 @@ struct ForwardPass {
         Fetched f{};
 #pragma unroll
         for (int g = 0; g < cell.gates; ++g) f.input[g] = p.gates[at * p.gates_stride + g * hidden + unit];
-        if (cell.candidate_apart) {
-            const T* before = state_before(s, lag, p.h0, p.out, hidden);
-            if (before) f.h_before = before[unit];
-        }
+        const T* state = state_before(s, lag, p.h0, p.out, hidden);
+        f.begins = !state;
+        if (cell.candidate_apart && state) f.h_before = state[unit];
         if (cell.has_c) {
             const T* before =
                 state_before(s, lag, p.c0, p.saved ? p.saved + cell.saved * hidden : nullptr, kept * hidden);
@@ -72,13 +73,16 @@ struct ForwardPass {
         return f;
     }
 
-    TBPTT_DEVICE void finish(int row, int lag, int unit, T (&recurrent)[cell.gates], const Fetched& f) const {
+    TBPTT_DEVICE void finish(int row, int lag, int unit, T (&recurrent)[cell.gates], const Fetched& f,
+                             T (&next)[left]) const {
         const Segment s = p.product.rows[row];
         const std::int64_t at = place(s, lag), hidden = p.product.hidden;
+#pragma unroll
+        for (int g = 0; g < cell.gates; ++g) recurrent[g] = f.begins ? T(0) : recurrent[g];
         if (cell.candidate_apart && p.candidate_bias) recurrent[cell.gates - 1] += p.candidate_bias[unit];
         T saved[cell.saved + 1] = {}, h = 0, c = 0;
         Cell::forward(f.input, recurrent, f.h_before, f.c_before, saved, h, c);
-        p.out[at * hidden + unit] = h;
+        p.out[at * hidden + unit] = next[0] = h;
         if (p.saved) {
             T* to = p.saved + at * kept * hidden + unit;
 #pragma unroll
@@ -94,16 +98,24 @@ struct ForwardPass {
 template <class T, template <class> class CellOf, class Shape, bool Exact>
 __global__ __launch_bounds__(walk_threads, 1) void walk_forward(const ForwardWalk<T> p) {
     using Pass = ForwardPass<T, CellOf>;
-    Walk<T, Shape, Pass::cell.gates, Exact, Pass>(p.product, Pass{p}).run();
+    walk_in_grid<T, Shape, Pass::cell.gates, Exact>(p.product, Pass{p});
 }
 
-inline bool is_aligned(const void* data) { return reinterpret_cast<std::uintptr_t>(data) % 16 == 0; }
+template <class T, template <class> class CellOf, bool Exact>
+__global__ __launch_bounds__(walk_threads, 1) void cluster_forward(const ForwardWalk<T> p) {
+    using Pass = ForwardPass<T, CellOf>;
+    walk_in_cluster<T, Pass::cell.gates, Exact>(p.product, Pass{p});
+}
 
 template <class T, template <class> class CellOf, class Shape, bool Exact>
 void launch_forward(ForwardWalk<T>& p, std::int64_t rows, const Call& call) {
+    using Pass = ForwardPass<T, CellOf>;
+    const auto cluster = &cluster_forward<T, CellOf, Exact>;
+    Grid grid;
+    if (plan_cluster<T, Pass::cell.gates, Pass::left>(reinterpret_cast<const void*>(cluster), p.product, rows, grid))
+        return launch(cluster, grid, call.stream, p);
     const auto kernel = &walk_forward<T, CellOf, Shape, Exact>;
-    const Grid grid =
-        plan_walk<T, Shape, CellOf<ScalarMath<T>>::shape.gates>(reinterpret_cast<const void*>(kernel), p.product, rows);
+    grid = plan_walk<T, Shape, Pass::cell.gates>(reinterpret_cast<const void*>(kernel), p.product, rows);
     launch(kernel, grid, call.stream, p);
 }
 
@@ -148,8 +160,10 @@ void run_forward(const RecurrentForward<T>& p, const Call& call) {
     inputs.rows = places;
     inputs.columns = columns;
     inputs.depth = shape.inputs;
-    inputs.a = {layer.x, shape.inputs, 1};
-    inputs.b = {layer.w_ih, shape.inputs, 1};
+    inputs.along = true;
+    inputs.a = layer.x;
+    inputs.b = layer.w_ih;
+    inputs.a_stride = inputs.b_stride = shape.inputs;
     inputs.bias = layer.b_ih;
     inputs.bias_2 = layer.b_hh;
     inputs.bias_2_count = cell.candidate_apart ? columns - hidden : columns;

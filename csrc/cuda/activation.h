@@ -1,0 +1,79 @@
+// Activations behind a layer, and their gradients from the output.
+#pragma once
+
+#include <cmath>
+
+#include "../api_convolution.h"
+#include "runtime.h"
+#include "tiled_product.h"
+
+namespace tbptt {
+namespace cuda {
+
+TBPTT_DEVICE float tanh_of(float x) { return tanhf(x); }
+TBPTT_DEVICE double tanh_of(double x) { return tanh(x); }
+TBPTT_DEVICE float exp_of(float x) { return expf(x); }
+TBPTT_DEVICE double exp_of(double x) { return exp(x); }
+
+// NaN is not less than anything: it travels.
+template <class T>
+TBPTT_DEVICE T relu_of(T x) {
+    return x < T(0) ? T(0) : x;
+}
+
+template <class T>
+TBPTT_DEVICE T activate(Activation activation, T x) {
+    switch (activation) {
+        case Activation::relu: return relu_of(x);
+        case Activation::tanh: return tanh_of(x);
+        case Activation::sigmoid: return T(1) / (T(1) + exp_of(-x));
+        default: return x;
+    }
+}
+
+// The gradient before the activation, from its output y; relu'(0) = 0.
+template <class T>
+TBPTT_DEVICE T activation_gradient(Activation activation, T y, T dy) {
+    switch (activation) {
+        case Activation::relu: return y <= T(0) ? T(0) : dy;
+        case Activation::tanh: return dy * (T(1) - y * y);
+        case Activation::sigmoid: return dy * y * (T(1) - y);
+        default: return dy;
+    }
+}
+
+template <class T>
+bool in_groups(const T* data) {
+    return reinterpret_cast<std::uintptr_t>(data) % sizeof(Group<T>) == 0;
+}
+
+template <class T>
+struct ActivateInPlace {
+    Activation activation;
+    std::int64_t count;
+    T* y;
+};
+
+template <class T, bool Groups>
+__global__ void activate_in_place(const ActivateInPlace<T> p) {
+    using Access = Group<T, Groups ? Group<T>::size : 1>;
+    constexpr int width = Access::size;
+    for (std::int64_t i = global_index(); i < p.count / width; i += global_count()) {
+        Access values = reinterpret_cast<const Access*>(p.y)[i];
+#pragma unroll
+        for (int e = 0; e < width; ++e) values.value[e] = activate(p.activation, values.value[e]);
+        reinterpret_cast<Access*>(p.y)[i] = values;
+    }
+}
+
+// A convolution's tiles end in ReLU by themselves; others would fill them with copies of their code.
+template <class T>
+void finish_activation(Activation activation, std::int64_t count, T* y, Stream stream) {
+    if (activation == Activation::none || activation == Activation::relu) return;
+    const bool groups = count % Group<T>::size == 0 && in_groups(y);
+    launch(groups ? activate_in_place<T, true> : activate_in_place<T, false>,
+           grid_for(groups ? count / Group<T>::size : count), stream, ActivateInPlace<T>{activation, count, y});
+}
+
+}  // namespace cuda
+}  // namespace tbptt

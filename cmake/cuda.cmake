@@ -60,6 +60,9 @@ enable_language(CUDA)
 set(CMAKE_CUDA_STANDARD 17)
 set(CMAKE_CUDA_STANDARD_REQUIRED ON)
 set(CMAKE_CUDA_EXTENSIONS OFF)
+if(DEFINED ENV{TBPTT_FAST_CUDA_ARCHITECTURES})  # which pip cannot take as an option with commas
+  set(TBPTT_FAST_CUDA_ARCHITECTURES $ENV{TBPTT_FAST_CUDA_ARCHITECTURES})
+endif()
 string(REPLACE "," ";" targets "${TBPTT_FAST_CUDA_ARCHITECTURES}")
 set(code "")
 foreach(target IN LISTS targets)
@@ -81,7 +84,7 @@ target_compile_options(tbptt_cuda PRIVATE ${code}
   # one process for each target at a time
   --threads=0
   # the resources of each kernel, for the check of spills, go into the build's log
-  $<$<BOOL:${TBPTT_FAST_CUDA_REPORT}>:-Xptxas=-v>
+  $<$<BOOL:$ENV{TBPTT_FAST_CUDA_REPORT}>:-Xptxas=-v>
   -Xcompiler=-Wall,-fvisibility=hidden)
 if(TBPTT_FAST_WERROR)
   target_compile_options(tbptt_cuda PRIVATE -Werror=all-warnings)

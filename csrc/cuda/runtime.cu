@@ -71,19 +71,20 @@ class Answers {
         return true;
     }
 
+    // The number that `ask` gave for this kernel, as a launch of blocks or of clusters (0: none).
     template <class Ask>
-    int blocks(int device, const void* kernel, unsigned threads, std::size_t bytes, const Ask& ask) {
+    int at_work(int device, const void* kernel, const Grid& grid, const Ask& ask) {
         const std::lock_guard<std::mutex> lock(mutex_);
-        const auto key = std::make_tuple(device, kernel, threads, bytes);
-        const auto found = blocks_.find(key);
-        if (found != blocks_.end()) return found->second;
-        return blocks_[key] = ask();
+        const auto key = std::make_tuple(device, kernel, grid.threads, grid.shared_bytes, grid.cluster);
+        const auto found = at_work_.find(key);
+        if (found != at_work_.end()) return found->second;
+        return at_work_[key] = ask();
     }
 
    private:
     std::mutex mutex_;
     std::map<std::pair<int, const void*>, std::size_t> shared_bytes_;
-    std::map<std::tuple<int, const void*, unsigned, std::size_t>, int> blocks_;
+    std::map<std::tuple<int, const void*, unsigned, std::size_t, unsigned>, int> at_work_;
 };
 
 Answers& answers() {
@@ -150,12 +151,39 @@ void allow_shared_bytes(const void* kernel, std::size_t bytes) {
 int blocks_together(const void* kernel, unsigned threads, std::size_t shared_bytes) {
     allow_shared_bytes(kernel, shared_bytes);
     const int multiprocessors = current_device().multiprocessors;
-    return answers().blocks(current_index(), kernel, threads, shared_bytes, [&] {
+    Grid grid;
+    grid.threads = threads;
+    grid.shared_bytes = shared_bytes;
+    return answers().at_work(current_index(), kernel, grid, [&] {
         int blocks = 0;
         check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, static_cast<int>(threads), shared_bytes),
               "cudaOccupancyMaxActiveBlocksPerMultiprocessor");
         return blocks * multiprocessors;
     });
+}
+
+bool cluster_fits(const void* kernel, const Grid& grid) {
+    if (current_device().capability < 90) return false;
+    allow_shared_bytes(kernel, grid.shared_bytes);
+    return answers().at_work(current_index(), kernel, grid, [&] {
+        constexpr unsigned portable = 8;
+        if (grid.cluster > portable)
+            check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
+                  "cudaFuncSetAttribute");
+        cudaLaunchConfig_t config{};
+        config.gridDim = dim3(grid.cluster);
+        config.blockDim = dim3(grid.threads);
+        config.dynamicSmemBytes = grid.shared_bytes;
+        cudaLaunchAttribute attribute{};
+        attribute.id = cudaLaunchAttributeClusterDimension;
+        attribute.val.clusterDim = {grid.cluster, 1, 1};
+        config.attrs = &attribute;
+        config.numAttrs = 1;
+        int clusters = 0;
+        if (cudaOccupancyMaxActiveClusters(&clusters, kernel, &config) == cudaSuccess) return clusters;
+        cudaGetLastError();  // no such cluster
+        return 0;
+    }) > 0;
 }
 
 int runtime_version() { return CUDART_VERSION; }

@@ -46,7 +46,9 @@ void copy_bytes(void* to, const void* from, std::size_t bytes, Stream stream);
 // How many blocks of this kernel can be at work at the same time on the current device.
 int blocks_together(const void* kernel, unsigned threads, std::size_t shared_bytes);
 
-<<<<<<< HEAD
+// Whether the current device takes a cluster of this grid.
+bool cluster_fits(const void* kernel, const Grid& grid);
+
 #ifdef TBPTT_KERNELS
 
 #ifdef TBPTT_EMULATED
@@ -54,12 +56,6 @@ int blocks_together(const void* kernel, unsigned threads, std::size_t shared_byt
 void check_launch(const Grid& grid);
 #else
 // std::bad_alloc where memory ran out, else std::runtime_error with the error's name and text.
-=======
-// Whether the current device takes a cluster of this grid.
-bool cluster_fits(const void* kernel, const Grid& grid);
-
-#ifndef TBPTT_EMULATED
->>>>>>> main
 void check(cudaError_t error, const char* what);
 // Lets the kernel have so much shared memory.
 void allow_shared_bytes(const void* kernel, std::size_t bytes);
@@ -70,12 +66,8 @@ void launch(void (*kernel)(Parameters), const Grid& grid, Stream stream, const P
     if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
 #ifdef TBPTT_EMULATED
     (void)stream;
-<<<<<<< HEAD
     check_launch(grid);
-    emulator::run({grid.x, grid.y, grid.z}, grid.threads, grid.shared_bytes, grid.together,
-=======
     emulator::run({grid.x, grid.y, grid.z}, grid.threads, grid.shared_bytes, grid.together || grid.cluster > 0,
->>>>>>> main
                   [&] { kernel(parameters); });
 #else
     allow_shared_bytes(reinterpret_cast<const void*>(kernel), grid.shared_bytes);

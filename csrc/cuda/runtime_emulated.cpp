@@ -94,6 +94,11 @@ int blocks_together(const void*, unsigned, std::size_t shared_bytes) {
     return shared_bytes > device.shared_bytes ? 0 : device.multiprocessors * machine().blocks;
 }
 
+bool cluster_fits(const void*, const Grid& grid) {
+    const Device& device = current_device();
+    return device.capability >= 90 && grid.cluster <= 16 && grid.shared_bytes <= device.shared_bytes;
+}
+
 void check_launch(const Grid& grid) {
     const auto expect = [](bool holds, const char* what) {
         if (!holds) throw std::logic_error(std::string("a kernel's launch: ") + what);
@@ -101,6 +106,7 @@ void check_launch(const Grid& grid) {
     expect(grid.threads >= 1 && grid.threads <= 1024, "expected 1 to 1024 threads a block");
     expect(grid.x <= 0x7fffffffu && grid.y <= 65535 && grid.z <= 65535, "too many blocks");
     expect(grid.shared_bytes <= current_device().shared_bytes, "more shared memory than a block may have");
+    expect(grid.cluster == 0 || (grid.x == grid.cluster && cluster_fits(nullptr, grid)), "a cluster that does not fit");
     if (!grid.together) return;
     const std::int64_t blocks = std::int64_t{grid.x} * grid.y * grid.z;
     expect(blocks <= blocks_together(nullptr, grid.threads, grid.shared_bytes),

@@ -46,7 +46,11 @@ struct DeviceArray {
         for (const int64_t extent : extents) bytes *= extent;
         return bytes;
     }
-    py::tuple shape() const { return py::tuple(py::cast(extents)); }
+    py::tuple shape() const {
+        py::tuple found(extents.size());
+        for (std::size_t i = 0; i < extents.size(); ++i) found[i] = extents[i];
+        return found;
+    }
 };
 
 DeviceArray make_array(DType dtype, std::vector<int64_t> extents, int device, Stream stream) {

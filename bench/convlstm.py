@@ -1,5 +1,6 @@
 """ConvLSTM, forward and backward with all gradients, against the usual PyTorch cell: one
-convolution over cat([x, h]) and a Python loop over time. Memory is that of one process each."""
+convolution over cat([x, h]) and a Python loop over time. Memory is that of one process each, with
+the gates on the tape ("ours") and without ("recompute")."""
 
 from __future__ import annotations
 
@@ -76,9 +77,10 @@ def split(case: Case, weight: Any, bias: Any) -> tuple[Any, Any, Any]:
 def our_side(case: Case, name: str = "ours") -> LocalSide:
     arrays = case.arrays()
     weights = split(case, arrays["weight"], arrays["bias"])
+    recompute = name == "recompute"
 
     def forward() -> Any:
-        return tbptt_fast.convlstm_forward(arrays["x"], None, *weights)
+        return tbptt_fast.convlstm_forward(arrays["x"], None, *weights, recompute=recompute)
 
     def both() -> Result:
         out, _, tape = forward()
@@ -159,7 +161,7 @@ def peak_of_one_process(arguments: list[str]) -> float:
     tbptt_fast.set_num_threads(int(threads))
     tiny = replace(case, steps=2, batch=1, size=8)
     for one in (tiny, case):
-        side = our_side(one) if name == "ours" else torch_side(one, int(threads))
+        side = torch_side(one, int(threads)) if name == "torch" else our_side(one, name)
         before = most_resident()
         side.turn(TASK, 1, warm_up=False)
     return (most_resident() - before) / 1024
@@ -184,11 +186,14 @@ def run(options: Options) -> list[Section]:
             "T, B, C, H, size, kernel",
             "threads",
             "ours ms",
-            *(["PyTorch ms", "vs PyTorch"] if peer else []),
+            "recompute ms",
+            *(["PyTorch ms", "vs PyTorch", "recompute vs PyTorch"] if peer else []),
             "ours MB",
+            "recompute MB",
             *(["PyTorch MB"] if peer else []),
         ],
-        note="MB: by how much a fresh process grows. PyTorch's cell: one convolution over [x, h].",
+        note="MB: by how much a fresh process grows. Recompute: without gates on the tape. "
+        "PyTorch's cell: one convolution over [x, h].",
     )
     for case in cases:
         for threads in options.threads:
@@ -207,6 +212,7 @@ def measure(options: Options, case: Case, threads: int, section: Section, peer: 
     tbptt_fast.set_num_threads(threads)
     makers: list[Callable[[Case], Side]] = [
         our_side,
+        partial(our_side, name="recompute"),
         *([partial(torch_side, threads=threads)] if peer else []),
     ]
     for make in makers:
@@ -214,11 +220,12 @@ def measure(options: Options, case: Case, threads: int, section: Section, peer: 
     sides: list[Side] = [make(case) for make in makers]
     timing = options.time(sides, TASK, threads)
     ratio = timing.ratio("torch") if peer else None
+    again = timing.ratio("torch", "recompute") if peer else None
     grown = {side.name: memory(side.name, case, threads) for side in sides}
     seconds = {side.name: timing.spread(side.name) for side in sides}
-    row = [str(case), str(threads), milliseconds(seconds["ours"].median)]
+    row = [str(case), str(threads), *(milliseconds(seconds[side.name].median) for side in sides)]
     if peer:
-        row += [milliseconds(seconds["torch"].median), times(ratio)]
+        row += [times(ratio), times(again)]
     section.rows.append([*row, *(f"{grown[side.name]:.0f}" for side in sides)])
     section.records.append(
         {
@@ -226,11 +233,15 @@ def measure(options: Options, case: Case, threads: int, section: Section, peer: 
             "threads": threads,
             "seconds": seconds,
             "ratio_to_torch": ratio,
+            "recompute_ratio_to_torch": again,
             "megabytes": grown,
             "rounds": timing.seconds,
         }
     )
-    progress(f"convlstm ({case}), {on_threads(threads)}: vs torch {times(ratio)}, MB {grown}")
+    progress(
+        f"convlstm ({case}), {on_threads(threads)}: vs torch {times(ratio)}, "
+        f"recompute {times(again)}, MB {grown}"
+    )
 
 
 def measure_windows(options: Options, case: Case, threads: int, section: Section) -> None:

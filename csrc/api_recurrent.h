@@ -97,11 +97,12 @@ struct ConvRecurrentLayer {
     const std::uint8_t* is_init;  // [T, B] or null
 };
 
-// What the forward pass keeps for the backward pass, beside its output; channels last.
+// What the forward pass keeps for the backward pass, beside its output; channels last. Without `maps` the backward pass makes
+// them again from the states; then `beside` is null too, but for the LSTM.
 template <class T>
 struct ConvRecurrentTape {
-    T* maps;    // [T, B, Y, X, G·H]: the gates; of a plain cell its h
-    T* beside;  // [T, B, Y, X, H]: c of the LSTM, the candidate's recurrent part of the GRU
+    T* maps;    // [T, B, Y, X, G·H]: the gates; of a plain cell its h; or null
+    T* beside;  // [T, B, Y, X, H]: c of the LSTM, the candidate's recurrent part of the GRU; or null
 };
 
 template <class T>
@@ -114,8 +115,8 @@ struct ConvRecurrentForward {
 
 template <class T>
 struct ConvRecurrentBackward {
-    ConvRecurrentLayer<T> layer;
-    const T* out;  // of the forward pass
+    ConvRecurrentLayer<T> layer;  // its biases are read where gates are made again
+    const T* out;                 // of the forward pass
     ConvRecurrentTape<T> tape;
     const Segment* segments;  // backward_segments
     std::int64_t segment_count;

@@ -20,7 +20,7 @@ namespace {
 
 constexpr std::size_t alignment = 64;
 constexpr std::size_t huge_page = std::size_t{2} << 20;
-constexpr std::size_t huge_from = std::size_t{1} << 20;
+constexpr std::size_t huge_from = std::size_t{5} << 18;  // less of a huge page is not worth the rest of it
 constexpr std::size_t cache_limit = std::size_t{1} << 30;
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -70,13 +70,13 @@ Cache& cache() {
 }
 
 void* fresh(std::size_t capacity) {
-    const bool huge = capacity >= huge_from;
-    const std::size_t align = huge ? huge_page : alignment;
-    const std::size_t total = round_up(capacity + alignment, alignment);
-    void* base = std::aligned_alloc(align, huge ? round_up(total, huge_page) : total);
+    const std::size_t total = round_up(capacity + alignment, alignment), behind = total % huge_page;
+    const std::size_t huge = total - behind + (behind >= huge_from ? huge_page : 0);
+    void* base =
+        huge ? std::aligned_alloc(huge_page, round_up(total, huge_page)) : std::aligned_alloc(alignment, total);
     if (!base) throw std::bad_alloc();
 #if defined(__linux__)
-    if (huge) madvise(base, round_up(total, huge_page), MADV_HUGEPAGE);
+    if (huge) madvise(base, huge, MADV_HUGEPAGE);
 #endif
     void* block = static_cast<char*>(base) + alignment;
     header_of(block) = Header{base, capacity};

@@ -5,7 +5,7 @@
 
 namespace tbptt {
 
-// 64-byte aligned, contents undefined; blocks of a megabyte and more ask for huge pages. Throws std::bad_alloc.
+// 64-byte aligned, contents undefined; large blocks ask for huge pages where they fill them. Throws std::bad_alloc.
 void* allocate(std::size_t bytes);
 
 // Returns a block of `allocate` (or nullptr) to the cache. Any thread may release.

@@ -10,7 +10,7 @@ import pytest
 from tbptt_fast import nn, optim, tbptt
 from tbptt_fast import reference_convrecurrent as reference
 
-from .cases import assert_close
+from .cases import assert_close, assert_identical
 from .nn_cases import flat, normal, run
 
 STEPS, BATCH, INPUTS, HIDDEN, SIZE = 6, 2, 3, 5, (7, 6)
@@ -147,6 +147,15 @@ def test_in_the_trainer(kind: str, k2: int) -> None:
     assert losses[-1] < 0.8 * losses[0]
 
 
+@kinds
+def test_recomputed_gates_change_no_bit(kind: str) -> None:
+    kept, again = (make(kind, 2, recompute=recompute) for recompute in (False, True))
+    x, state = normal(*images("NCHW", INPUTS, STEPS, BATCH)), make_state(kind, "NCHW", 2)
+    for truncation in (None, 2, (1, 3)):
+        expected = run(kept, x, state, truncation=truncation)
+        assert_identical(run(again, x, state, truncation=truncation), expected)
+
+
 def test_the_usual_cell_of_pytorch() -> None:
     """One convolution over [x, h], gates i, f, o, g: equal outputs and gradients."""
     torch = pytest.importorskip("torch")
@@ -203,6 +212,7 @@ def test_wrong_arguments() -> None:
         ),
         (ValueError, "hidden_channels: expected a positive", lambda: nn.ConvGRU2d(1, 0, 3)),
         (ValueError, "layout: expected 'NCHW' or", lambda: nn.ConvGRU2d(1, 2, 3, layout="CHW")),
+        (TypeError, "recompute: expected True", lambda: nn.ConvGRU2d(1, 2, 3, recompute=1)),
         (ValueError, "nonlinearity: expected", lambda: nn.ConvRNN2d(1, 2, 3, nonlinearity="sin")),
         (ValueError, "dropout: acts between", lambda: nn.ConvGRU2d(1, 2, 3, dropout=0.5)),
         (TypeError, "dtype: expected float32", lambda: nn.ConvGRU2d(1, 2, 3, dtype="int32")),

@@ -46,7 +46,8 @@ def call(problem: Problem, given: dict[str, Any], **options: Any) -> tuple[Any, 
 
 @cells
 @pytest.mark.parametrize("truncation", [None, 2, (1, 3)], ids=str)
-def test_functions_are_the_primitives(cell: str, truncation: Any) -> None:
+@pytest.mark.parametrize("recompute", [False, True])
+def test_functions_are_the_primitives(cell: str, truncation: Any, recompute: bool) -> None:
     problem = make_problem(cell, SMALL)
     masks = make_masks(problem)
     out, last, tape = forward(tbptt_fast, problem, is_init=masks["is_init"])
@@ -55,7 +56,7 @@ def test_functions_are_the_primitives(cell: str, truncation: Any) -> None:
     )
     given = tensors(problem)
     flags = {name: torch.from_numpy(value) for name, value in masks.items()}
-    found, found_last = call(problem, given, truncation=truncation, **flags)
+    found, found_last = call(problem, given, truncation=truncation, recompute=recompute, **flags)
     leaves = (found, *found_last)
     torch.autograd.backward(
         leaves, [torch.from_numpy(g) for g in (problem.grad_out, *(problem.grad_hx or ()))]
@@ -67,7 +68,8 @@ def test_functions_are_the_primitives(cell: str, truncation: Any) -> None:
 
 
 @pytest.mark.parametrize("cell", ["rnn_tanh", "gru", "lstm_channel"])
-def test_operators_are_registered_well(cell: str) -> None:
+@pytest.mark.parametrize("recompute", [False, True])
+def test_operators_are_registered_well(cell: str, recompute: bool) -> None:
     """PyTorch's own checks of schema, fake shapes and autograd."""
     problem = make_problem(cell, SMALL, "float32")
     given = tensors(problem)
@@ -86,15 +88,18 @@ def test_operators_are_registered_well(cell: str) -> None:
             [1, 2],
             list(problem.shape.dilation),
             "NCHW",
+            recompute,
             True,
         ),
     )
 
 
 @pytest.mark.parametrize("kind", ["ConvRNN2d", "ConvGRU2d", "ConvLSTM2d"])
-@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
-def test_modules_are_the_native_modules(kind: str, layout: str) -> None:
-    options: dict[str, Any] = {"layout": layout, "dilation": (1, 2)}
+@pytest.mark.parametrize(
+    ("layout", "recompute"), [("NCHW", False), ("NHWC", False), ("NCHW", True)]
+)
+def test_modules_are_the_native_modules(kind: str, layout: str, recompute: bool) -> None:
+    options: dict[str, Any] = {"layout": layout, "dilation": (1, 2), "recompute": recompute}
     if kind == "ConvLSTM2d":
         options["peephole"] = True
     module = getattr(fast, kind)(3, 5, 3, 2, **options)
@@ -118,8 +123,9 @@ def test_modules_are_the_native_modules(kind: str, layout: str) -> None:
     np.testing.assert_array_equal(again.numpy(), expected)
 
 
-def test_the_state_is_carried_and_compiled() -> None:
-    module = fast.ConvLSTM2d(1, 3, 3, dtype=torch.float64)
+@pytest.mark.parametrize("recompute", [False, True])
+def test_the_state_is_carried_and_compiled(recompute: bool) -> None:
+    module = fast.ConvLSTM2d(1, 3, 3, recompute=recompute, dtype=torch.float64)
     x = torch.randn(6, 2, 1, 5, 5, dtype=torch.float64)
     whole, (h, c) = module(x)
     first, state = module(x[:4])

@@ -16,8 +16,9 @@ struct ConvTape {
     ConvRecurrentShape shape;
     DType dtype;
     // Borrowed: the caller's own arrays (or contiguous copies), not to be changed before the backward pass.
-    py::object x, h0, c0, w_ih, w_hh, peephole, is_init, out;
-    bool peephole_maps, has_b_ih, has_b_hh;
+    py::object x, h0, c0, w_ih, w_hh, b_ih, b_hh, peephole, is_init, out;
+    bool peephole_maps;
+    bool recompute;     // the gates are not kept
     py::object memory;  // an array: a ConvRecurrentTape
     std::size_t nbytes;
 };
@@ -61,7 +62,7 @@ Input<T> optional(py::handle given, const Extents& extents, const Argument& argu
 struct Given {
     py::array x, w_ih, w_hh;
     State state;
-    py::handle peephole, is_init, dilation, layout, algo;
+    py::handle b_ih, b_hh, peephole, is_init, dilation, layout, algo;
 };
 
 class Reader {
@@ -104,7 +105,7 @@ class Reader {
 
     const ConvRecurrentShape& shape() const { return s_; }
 
-    // The layer with its arrays, which `tape` keeps; without biases.
+    // The layer with its arrays, which `tape` keeps.
     template <class T>
     ConvRecurrentLayer<T> read(ConvTape& tape) const {
         const bool pair = s_.cell == Cell::lstm;
@@ -114,16 +115,19 @@ class Reader {
         const Input<T> w_hh_in = input_of_extents<T>(given_.w_hh, shapes.w_hh(), at("w_hh"));
         const Input<T> h0 = optional<T>(given_.state.h, shapes.state(), at(pair ? "hx[0]" : "hx"));
         const Input<T> c0 = optional<T>(given_.state.c, shapes.state(), at("hx[1]"));
+        const Input<T> b_ih = optional_input<T>(given_.b_ih, {shapes.columns()}, at("b_ih"));
+        const Input<T> b_hh = optional_input<T>(given_.b_hh, {shapes.columns()}, at("b_hh"));
         const Input<std::uint8_t> is_init = optional_mask(given_.is_init, {s_.steps, s_.batch}, at("is_init"));
         bool maps = false;
         const Input<T> peephole = read_peephole<T>(maps);
         tape.shape = s_;
         tape.dtype = dtype_of<T>;
         tape.x = x_in.holder, tape.w_ih = w_ih_in.holder, tape.w_hh = w_hh_in.holder;
+        tape.b_ih = b_ih.holder, tape.b_hh = b_hh.holder;
         tape.h0 = h0.holder, tape.c0 = c0.holder, tape.is_init = is_init.holder, tape.peephole = peephole.holder;
         tape.peephole_maps = maps;
-        return {s_,      x_in.data, h0.data,       c0.data, w_ih_in.data, w_hh_in.data,
-                nullptr, nullptr,   peephole.data, maps,    is_init.data};
+        return {s_,        x_in.data, h0.data,       c0.data, w_ih_in.data, w_hh_in.data,
+                b_ih.data, b_hh.data, peephole.data, maps,    is_init.data};
     }
 
    private:
@@ -164,27 +168,25 @@ int64_t values_beside(const ConvRecurrentShape& s) { return s.cell == Cell::lstm
 int64_t values_of(const ConvRecurrentShape& s) {
     return element_count({s.steps, s.batch, s.height, s.width, s.hidden});
 }
-int64_t tape_size(const ConvRecurrentShape& s) { return values_of(s) * (gates(s.cell) + values_beside(s)); }
+// Without the gates only c, which no other value gives back in parallel.
+int64_t tape_size(const ConvRecurrentShape& s, bool recompute) {
+    return values_of(s) * (recompute ? s.cell == Cell::lstm : gates(s.cell) + values_beside(s));
+}
 
 template <class T>
 ConvRecurrentTape<T> parts_of(const ConvTape& tape) {
     auto* maps = static_cast<T*>(const_cast<void*>(py::reinterpret_borrow<py::array>(tape.memory).data()));
+    if (tape.recompute) return {nullptr, tape.shape.cell == Cell::lstm ? maps : nullptr};
     return {maps, values_beside(tape.shape) ? maps + gates(tape.shape.cell) * values_of(tape.shape) : nullptr};
 }
 
 template <class T>
-py::tuple forward(const Reader& reader, py::handle b_ih_given, py::handle b_hh_given, bool training) {
+py::tuple forward(const Reader& reader, bool training, bool recompute) {
     const ConvRecurrentShape& shape = reader.shape();
     const Shapes shapes(shape);
-    const char* op = forward_name(shape.cell);
     ConvTape tape{};
     ConvRecurrentForward<T> p{};
     p.layer = reader.read<T>(tape);
-    const Input<T> b_ih = optional_input<T>(b_ih_given, {shapes.columns()}, {op, "b_ih"});
-    const Input<T> b_hh = optional_input<T>(b_hh_given, {shapes.columns()}, {op, "b_hh"});
-    p.layer.b_ih = b_ih.data;
-    p.layer.b_hh = b_hh.data;
-    tape.has_b_ih = b_ih.data, tape.has_b_hh = b_hh.data;
 
     const bool pair = shape.cell == Cell::lstm;
     const int64_t last = element_count(shapes.state());
@@ -194,7 +196,8 @@ py::tuple forward(const Reader& reader, py::handle b_ih_given, py::handle b_hh_g
     const py::array out_array = reshaped(out.array, shapes.out());
     py::object tape_object = py::none();
     if (training) {
-        const int64_t size = tape_size(shape);
+        const int64_t size = tape_size(shape, recompute);
+        tape.recompute = recompute;
         tape.out = out_array;
         tape.memory = new_array(dtype_of<T>, {size});
         tape.nbytes = static_cast<std::size_t>(size) * sizeof(T);
@@ -223,14 +226,18 @@ Cell read_any(py::handle name) { return read_cell(name, {"convrecurrent_forward"
 template <Cell (*read)(py::handle)>
 py::tuple convrecurrent_forward(py::handle name, py::handle x, py::handle hx, py::handle w_ih, py::handle w_hh,
                                 py::handle b_ih, py::handle b_hh, py::handle peephole, py::handle is_init,
-                                py::handle dilation, py::handle layout, py::handle algo, py::handle training_given) {
+                                py::handle dilation, py::handle layout, py::handle algo, py::handle training_given,
+                                py::handle recompute_given) {
     const Cell cell = read(name);
     const char* op = forward_name(cell);
     const bool training = read_bool(training_given, {op, "training"});
+    const bool recompute = read_bool(recompute_given, {op, "recompute"});
     const Given given{to_array(x, {op, "x"}),
                       to_array(w_ih, {op, "w_ih"}),
                       to_array(w_hh, {op, "w_hh"}),
                       unpack_state(hx, cell, {op, "hx"}),
+                      b_ih,
+                      b_hh,
                       peephole,
                       is_init,
                       dilation,
@@ -238,7 +245,7 @@ py::tuple convrecurrent_forward(py::handle name, py::handle x, py::handle hx, py
                       algo};
     const DType dtype = float_dtype(given.x, {op, "x"});
     const Reader reader(op, cell, given);
-    return with_dtype(dtype, [&](auto zero) { return forward<decltype(zero)>(reader, b_ih, b_hh, training); });
+    return with_dtype(dtype, [&](auto zero) { return forward<decltype(zero)>(reader, training, recompute); });
 }
 
 template <class T>
@@ -255,11 +262,12 @@ py::tuple backward(const char* op, const ConvTape& tape, py::handle grad_out_giv
     const int64_t columns = shapes.columns(), state = element_count(shapes.state()),
                   w_ih_size = element_count(shapes.w_ih()), w_hh_size = element_count(shapes.w_hh());
     const T* peephole = data_of<T>(tape.peephole);
+    const bool has_b_ih = data_of<T>(tape.b_ih), has_b_hh = data_of<T>(tape.b_hh);
     const Extents peephole_extents =
         peephole ? extents_of(py::reinterpret_borrow<py::array>(tape.peephole)) : Extents{0};
     const Output<T> grad_x({element_count(shapes.x())}), grad_h0({state}), grad_c0({pair ? state : 0}),
-        grad_w_ih({w_ih_size}), grad_w_hh({w_hh_size}), grad_b_ih({tape.has_b_ih ? columns : 0}),
-        grad_b_hh({tape.has_b_hh ? columns : 0}), grad_peephole({element_count(peephole_extents)});
+        grad_w_ih({w_ih_size}), grad_w_hh({w_hh_size}), grad_b_ih({has_b_ih ? columns : 0}),
+        grad_b_hh({has_b_hh ? columns : 0}), grad_peephole({element_count(peephole_extents)});
 
     ConvRecurrentBackward<T> p{};
     p.layer = {s,
@@ -268,8 +276,8 @@ py::tuple backward(const char* op, const ConvTape& tape, py::handle grad_out_giv
                data_of<T>(tape.c0),
                data_of<T>(tape.w_ih),
                data_of<T>(tape.w_hh),
-               nullptr,
-               nullptr,
+               data_of<T>(tape.b_ih),
+               data_of<T>(tape.b_hh),
                peephole,
                tape.peephole_maps,
                data_of<std::uint8_t>(tape.is_init)};
@@ -286,8 +294,8 @@ py::tuple backward(const char* op, const ConvTape& tape, py::handle grad_out_giv
     p.grad_c0 = pair ? grad_c0.data : nullptr;
     p.grad_w_ih = grad_w_ih.data;
     p.grad_w_hh = grad_w_hh.data;
-    p.grad_b_ih = tape.has_b_ih ? grad_b_ih.data : nullptr;
-    p.grad_b_hh = tape.has_b_hh ? grad_b_hh.data : nullptr;
+    p.grad_b_ih = has_b_ih ? grad_b_ih.data : nullptr;
+    p.grad_b_hh = has_b_hh ? grad_b_hh.data : nullptr;
     p.grad_peephole = peephole ? grad_peephole.data : nullptr;
     {
         const py::gil_scoped_release unlocked;
@@ -311,7 +319,7 @@ py::tuple backward(const char* op, const ConvTape& tape, py::handle grad_out_giv
                           state_of(s.cell, reshaped(grad_h0.array, shapes.state()),
                                    pair ? py::object(reshaped(grad_c0.array, shapes.state())) : py::object(py::none())),
                           reshaped(grad_w_ih.array, shapes.w_ih()), reshaped(grad_w_hh.array, shapes.w_hh()),
-                          chosen(tape.has_b_ih, grad_b_ih.array), chosen(tape.has_b_hh, grad_b_hh.array),
+                          chosen(has_b_ih, grad_b_ih.array), chosen(has_b_hh, grad_b_hh.array),
                           chosen(peephole != nullptr, grad_peephole.array, peephole_extents));
 }
 
@@ -336,15 +344,17 @@ py::tuple convrecurrent_backward(py::handle cell_name, py::handle tape_given, py
 }
 
 // The tape of an earlier forward pass from its arguments, its output and `memory`, which may have been moved meanwhile.
-ConvTape restore(py::handle cell_name, py::handle x, py::handle hx, py::handle w_ih, py::handle w_hh,
-                 py::handle peephole, py::handle has_b_ih, py::handle has_b_hh, py::handle is_init, py::handle dilation,
-                 py::handle layout, py::handle algo, py::handle out, py::handle memory) {
+ConvTape restore(py::handle cell_name, py::handle x, py::handle hx, py::handle w_ih, py::handle w_hh, py::handle b_ih,
+                 py::handle b_hh, py::handle peephole, py::handle is_init, py::handle dilation, py::handle layout,
+                 py::handle algo, py::handle recompute, py::handle out, py::handle memory) {
     const char* op = "restore_conv_tape";
     const Cell cell = read_cell(cell_name, {op, "cell"});
     const Given given{to_array(x, {op, "x"}),
                       to_array(w_ih, {op, "w_ih"}),
                       to_array(w_hh, {op, "w_hh"}),
                       unpack_state(hx, cell, {op, "hx"}),
+                      b_ih,
+                      b_hh,
                       peephole,
                       is_init,
                       dilation,
@@ -353,17 +363,16 @@ ConvTape restore(py::handle cell_name, py::handle x, py::handle hx, py::handle w
     const DType dtype = float_dtype(given.x, {op, "x"});
     const Reader reader(op, cell, given);
     ConvTape tape{};
+    tape.recompute = read_bool(recompute, {op, "recompute"});
     with_dtype(dtype, [&](auto zero) {
         using T = decltype(zero);
         reader.read<T>(tape);
-        const int64_t size = tape_size(tape.shape);
+        const int64_t size = tape_size(tape.shape, tape.recompute);
         tape.out = input_of_extents<T>(out, Shapes(tape.shape).out(), {op, "out"}).holder;
         tape.memory = input<T>(memory, {size}, {op, "memory"}).holder;
         tape.nbytes = static_cast<std::size_t>(size) * sizeof(T);
         return 0;
     });
-    tape.has_b_ih = read_bool(has_b_ih, {op, "has_b_ih"});
-    tape.has_b_hh = read_bool(has_b_hh, {op, "has_b_hh"});
     return tape;
 }
 
@@ -372,8 +381,8 @@ std::string describe(const ConvTape& tape) {
     const auto number = [](const char* name, int64_t value) { return name + std::to_string(value); };
     return std::string("<ConvTape of ") + forward_name(s.cell) + number(": steps ", s.steps) +
            number(", batch ", s.batch) + number(", inputs ", s.inputs) + number(", hidden ", s.hidden) +
-           number(", size ", s.height) + number("x", s.width) + ", " + name_of(tape.dtype) + ", " +
-           std::to_string(tape.nbytes) + " bytes>";
+           number(", size ", s.height) + number("x", s.width) + ", " + name_of(tape.dtype) +
+           (tape.recompute ? ", recompute, " : ", ") + std::to_string(tape.nbytes) + " bytes>";
 }
 
 }  // namespace

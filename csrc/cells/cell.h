@@ -9,6 +9,9 @@
 // step passed back beside that product (LSTM: the gradient of c; GRU: the part through z).
 #pragma once
 
+// What the host alone calls, to choose among cells: in every version of the kernels a function of its own.
+#define TBPTT_CELL_DRIVER inline __attribute__((always_inline))
+
 #if defined(__CUDACC__)
 #define TBPTT_CELL __host__ __device__ __forceinline__
 #else

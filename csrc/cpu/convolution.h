@@ -115,13 +115,24 @@ void transposed_phase(const ConvolutionForward<T>& p, int64_t phase_y, int64_t p
                              p.packed});
 }
 
+// The way that a convolution takes, to be asked for by name: for fewer or more images the automatic choice may be another, whose
+// sums have other bits.
+template <class T>
+Algorithm way_of(const ConvolutionShape& s) {
+    Buffer<Tap> taps(kernel_size(s));
+    if (shallow::is_shallow<T>(s)) return Algorithm::direct;
+    switch (winograd_tile(forward_correlation<T>(s, nullptr, nullptr, nullptr, Activation::none, nullptr, taps))) {
+        case 2: return Algorithm::winograd_2x2;
+        case 4: return Algorithm::winograd_4x4;
+        default: return Algorithm::direct;
+    }
+}
+
 // Whether a convolution without stride that is none of depth goes a faster way than over the tiles of CorrelationLast; so does
 // its transpose.
 template <class T>
 bool has_faster_way(const ConvolutionShape& s) {
-    Buffer<Tap> taps(kernel_size(s));
-    return shallow::is_shallow<T>(s) ||
-           winograd_tile(forward_correlation<T>(s, nullptr, nullptr, nullptr, Activation::none, nullptr, taps)) != 0;
+    return shallow::is_shallow<T>(s) || way_of<T>(s) != Algorithm::direct;
 }
 
 template <class T>

@@ -16,6 +16,8 @@ namespace TBPTT_ISA {
 template <class T>
 bool has_faster_way(const ConvolutionShape&);
 template <class T>
+Algorithm way_of(const ConvolutionShape&);
+template <class T>
 void convolution_forward(const ConvolutionForward<T>&);
 template <class T>
 void convolution_backward(const ConvolutionBackward<T>&);

@@ -4,10 +4,12 @@
 // gates' gradients back by one step, with the cell's backward behind it. What it leaves, dgates, is summed over windows; then
 // the gradients by the weights and by x are one call each. Unless windows overlap, that is done for a run of steps at a time,
 // from the last to the first, so that dgates takes a part of the tape's memory: a segment that reaches further goes on from
-// what the run before left at its first step.
+// what the run before left at its first step. Gates that the tape does not hold are made again for each run where its dgates
+// will be: a step's gates are read for the last time where its dgates are written. Overlapping windows read them again, so
+// that they have memory of their own.
 #pragma once
 
-#include "convrecurrent_cells.h"
+#include "convrecurrent_gates.h"
 #include "convrecurrent_gradients.h"
 
 namespace tbptt {
@@ -18,8 +20,10 @@ class ConvBackwardPass {
     static constexpr int L = lanes<T>;
 
    public:
-    TBPTT_COLD explicit ConvBackwardPass(const ConvRecurrentBackward<T>& p)
+    // gates: to make them again, or null where the tape holds them or the cell has none
+    TBPTT_COLD ConvBackwardPass(const ConvRecurrentBackward<T>& p, ConvGates<T>* gates)
         : p_(p),
+          gates_(gates),
           shape_(p.layer.shape),
           cell_(shape_of(shape_.cell)),
           pixels_(pixels_of(shape_)),
@@ -41,8 +45,11 @@ class ConvBackwardPass {
           packed_(apart_ ? 0 : panels_.size()),
           products_(apart_ ? most_live_ * image_ + L : 0),
           zeros_(columns_),
-          dgates_((run_ < shape_.steps ? run_ + 1 : run_) * shape_.batch * pixels_ * columns_),
+          dgates_(run_ * shape_.batch * pixels_ * columns_),
+          later_(run_ < shape_.steps ? shape_.batch * pixels_ * columns_ : 0),
           dgates_x_(cell_.candidate_apart ? run_ * shape_.batch * pixels_ * columns_ : 0),
+          again_(!p.tape.maps && p.overlapping ? run_ * shape_.batch * pixels_ * columns_ : 0),
+          beside_again_(!p.tape.maps && p.overlapping && cell_.candidate_apart ? run_ * shape_.batch * image_ : 0),
           own_(p.overlapping ? 2 * most_live_ * pixels_ * own_columns_ : 0),
           carry_(cell_.has_carry ? most_live_ * image_ : 0),
           carries_(cell_.has_carry && run_ < shape_.steps ? 2 * shape_.batch * image_ : 0),
@@ -83,11 +90,12 @@ class ConvBackwardPass {
             steps_ = {i * run_, smaller((i + 1) * run_, shape_.steps)};
             cut_segments();
             before_.prepare(steps_);
+            find_gates();
             apart_ ? walk_apart() : walk();
             gradients_.add(steps_, dgates_, cell_.candidate_apart ? dgates_x_ : dgates_);
             // The next run's segments go on from here.
             if (i > 0)
-                __builtin_memcpy(dgates_ + run_ * shape_.batch * pixels_ * columns_, dgates_,
+                __builtin_memcpy(later_, dgates_,
                                  static_cast<std::size_t>(shape_.batch * pixels_ * columns_) * sizeof(T));
         }
         if (turns_) {
@@ -98,8 +106,8 @@ class ConvBackwardPass {
     }
 
    private:
-    static constexpr int64_t most_rows = 32768;              // of one lag
-    static constexpr int64_t run_bytes = int64_t{8} << 20;  // of dgates
+    static constexpr int64_t most_rows = 32768;             // of one lag
+    static constexpr int64_t run_bytes = int64_t{4} << 20;  // of dgates
 
     // Steps whose dgates are kept at a time: the problem alone decides, as sums are added run by run. Windows are not cut where
     // a run holds several.
@@ -109,6 +117,28 @@ class ConvBackwardPass {
         if (p_.overlapping) return shape_.steps;
         if (run >= p_.window) run -= run % p_.window;
         return run;
+    }
+
+    // Where the gates of this run lie, and what a tape has beside them.
+    TBPTT_COLD void find_gates() {
+        saved_ = {p_.tape.maps, p_.tape.beside, 0, hidden_};
+        if (p_.tape.maps) return;
+        const int64_t first = steps_.begin * shape_.batch, images = (steps_.end - steps_.begin) * shape_.batch;
+        T* maps = p_.overlapping ? again_ : dgates_;
+        saved_.maps = maps;
+        saved_.first = first;
+        if (!gates_) {  // a plain cell, which keeps its h
+            if (turns_)
+                turn_images<T>(images, pixels_, hidden_, p_.out + first * image_, maps, true);
+            else
+                saved_.maps = p_.out + first * image_;
+            return;
+        }
+        T* of_candidate = p_.overlapping ? beside_again_ : dgates_x_;
+        T* beside = cell_.candidate_apart ? of_candidate : nullptr;
+        saved_.beside = cell_.has_c ? p_.tape.beside + first * image_ : beside;
+        if (beside && !p_.overlapping) saved_.beside_pixel = columns_;
+        gates_->make_again(steps_, before_, maps, beside, saved_.beside_pixel);
     }
 
     void clear_sums() {
@@ -214,7 +244,8 @@ class ConvBackwardPass {
         BackwardLine<T>* lines = lines_ + worker.index * blocks_.size;
         find_lines(worker, w, first, count, lines);
         apply_(BackwardTile<T>{lines, count, products_ + first * hidden_, hidden_, 0, 0,
-                               static_cast<int>(ceil_div(hidden_, L)), hidden_, nullptr, peepholes_.gate(), false});
+                               static_cast<int>(ceil_div(hidden_, L)), hidden_, nullptr, peepholes_.gate(), false,
+                               false});
     }
 
     void walk(const Worker& worker, Tasks& even, Tasks& odd) {
@@ -279,7 +310,7 @@ class ConvBackwardPass {
                 live.dgates_x = cell_.candidate_apart ? dgates_x(place) : nullptr;
             }
             w.sources[i] = !carried         ? nullptr
-                           : goes_on        ? dgates_ + (run_ * shape_.batch + segment.batch) * pixels_ * columns_
+                           : goes_on        ? later_ + segment.batch * pixels_ * columns_
                            : p_.overlapping ? own(w.step + 1, lane.slot)
                                             : dgates(later);
         }
@@ -292,7 +323,8 @@ class ConvBackwardPass {
         const bool carried = find_lines(worker, w, first, count, lines);
         const auto finish = [&](int64_t p, int64_t row, int64_t height, const T* c) {
             apply_(BackwardTile<T>{lines + row, height, c ? c : nothing<T>, c ? panels_.width() : 0, 0,
-                                   p * panels_.width(), panels_.vectors, hidden_, nullptr, peepholes_.gate(), false});
+                                   p * panels_.width(), panels_.vectors, hidden_, nullptr, peepholes_.gate(), false,
+                                   false});
         };
         if (carried) {
             find_pieces<T>(shape_, taps_, w.sources, own_columns_, first, count, zeros_, pieces, blocks_.size);
@@ -321,9 +353,9 @@ class ConvBackwardPass {
                 return from ? from + at : static_cast<const T*>(zeros_);
             };
             for (int64_t i = 0; i < length; ++i, ++row, ++pixel) {
-                const int64_t at = place * pixels_ + pixel;
-                lines[row] = {p_.tape.maps + at * columns_,
-                              part(p_.tape.beside, at * hidden_),
+                const int64_t at = (place - saved_.first) * pixels_ + pixel;
+                lines[row] = {saved_.maps + at * columns_,
+                              part(saved_.beside, at * saved_.beside_pixel),
                               part(h, pixel * hidden_),
                               part(c, pixel * hidden_),
                               part(grad, i * hidden_),
@@ -369,7 +401,14 @@ class ConvBackwardPass {
         }
     }
 
+    // What the cells read of the steps from place `first` of [T, B] on.
+    struct Saved {
+        const T *maps, *beside;
+        int64_t first, beside_pixel;
+    };
+
     const ConvRecurrentBackward<T>& p_;
+    ConvGates<T>* const gates_;
     const ConvRecurrentShape shape_;
     const CellShape cell_;
     const int64_t pixels_, hidden_, image_, columns_, taps_count_;
@@ -382,8 +421,8 @@ class ConvBackwardPass {
     const ApplyBackward<T> apply_;
     const Blocks blocks_;
     Packed<T> panels_;
-    Buffer<T> packed_, products_, zeros_, dgates_, dgates_x_, own_, carry_, carries_, grad_scratch_, turned_h0_,
-        turned_c0_;
+    Buffer<T> packed_, products_, zeros_, dgates_, later_, dgates_x_, again_, beside_again_, own_, carry_, carries_,
+        grad_scratch_, turned_h0_, turned_c0_;
     T *const grad_h0_, *const grad_c0_;
     Buffer<Tap> taps_;
     StatesBefore<T> before_;
@@ -397,11 +436,14 @@ class ConvBackwardPass {
     PackedWeights* const weights_;
     int64_t count_ = 0;  // of the run's segments
     Range steps_{0, 0};  // of the run
+    Saved saved_{nullptr, nullptr, 0, 0};
 };
 
 template <class T>
 void convrecurrent_backward(const ConvRecurrentBackward<T>& p) {
-    ConvBackwardPass<T>(p).run();
+    if (p.tape.maps || shape_of(p.layer.shape.cell).saved == 0) return ConvBackwardPass<T>(p, nullptr).run();
+    ConvGates<T> gates(p.layer, p.layer.shape.steps * p.layer.shape.batch);
+    ConvBackwardPass<T>(p, &gates).run();
 }
 
 }  // namespace TBPTT_ISA

@@ -11,8 +11,8 @@ template <class T>
 struct ForwardLine {
     T* maps;  // [gates][H]: the convolution of x with the biases; then, where `keeps`, what the tape keeps
     const T *h_before, *c_before;
-    T* h;       // out =
-    T* beside;  // out = c; of the GRU the candidate's recurrent part, or null
+    T* h;       // out =, or null
+    T* beside;  // out = c; of the GRU the candidate's recurrent part; or null
     const T* peephole;
 };
 
@@ -43,7 +43,8 @@ struct CellTile {
     int64_t hidden;
     const T* candidate_bias;  // [H]
     int64_t peephole_gate;    // from one gate's peepholes to the next
-    bool keeps;
+    bool keeps;               // the gates
+    bool known;               // h and c, which are not written again
 };
 
 template <class T>
@@ -104,8 +105,8 @@ __attribute__((noinline)) void apply_forward(const ForwardTile<T>& tile) {
         for (int n = 0; n < N; ++n) {
             const ForwardLine<T>& line = *at[n].line;
             const auto write = [&](T* to, Vec<T> value) { store_partial(to + at[n].unit, value, at[n].count); };
-            write(line.h, h.part[n]);
-            if (cell.has_c) write(line.beside, c.part[n]);
+            if (!tile.known) write(line.h, h.part[n]);
+            if (cell.has_c && !tile.known) write(line.beside, c.part[n]);
             if (!tile.keeps) continue;
             if (cell.candidate_apart) write(line.beside, saved[cell.gates].part[n]);
 #pragma GCC unroll 4

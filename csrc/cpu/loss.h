@@ -2,7 +2,7 @@
 // the number of threads nor the size of the batch costs accuracy.
 #pragma once
 
-#include "../api.h"
+#include "../cells/loss.h"
 #include "softmax.h"
 
 namespace tbptt {
@@ -40,38 +40,15 @@ void softmax_cross_entropy(const SoftmaxCrossEntropy<T>& p) {
     });
 }
 
-// The loss of one value and its slope by the prediction, which at a kink is 0 and which carries a NaN on.
-struct LossAndSlope {
-    Vec<double> loss, slope;
-};
-
-// ±1 for its sign, and x itself where it has none: zero or NaN.
-TBPTT_INLINE Vec<double> sign_or_self(Vec<double> x) { return x > 0 ? broadcast(1.0) : x < 0 ? broadcast(-1.0) : x; }
-
-template <Loss kind>
-TBPTT_INLINE LossAndSlope loss_of(Vec<double> prediction, Vec<double> target, double delta) {
-    if constexpr (kind == Loss::hinge) {
-        const Vec<double> missing = 1.0 - target * prediction, none{};  // to the margin
-        return {missing <= 0 ? none : missing, missing <= 0 ? none : missing > 0 ? -target : missing};
-    }
-    const Vec<double> difference = prediction - target, sign = sign_or_self(difference), size = sign * difference;
-    if constexpr (kind == Loss::squared) return {difference * difference, 2.0 * difference};
-    if constexpr (kind == Loss::absolute) return {size, sign};
-    const Vec<double> limit = broadcast(delta);
-    return {size <= limit ? 0.5 * difference * difference : delta * (size - 0.5 * delta),
-            size <= limit ? difference : delta * sign};
-}
-
 // The elements of one run; weight(offset, count) is that of the elements from `offset` on. All arithmetic is in double.
 template <Loss kind, class T, class Weight>
 TBPTT_INLINE double loss_of_run(const PointwiseLoss<T>& p, Range run, Weight weight) {
-    const Vec<double> share = broadcast(1.0 / p.divisor);
+    const Vec<double> share = broadcast(1.0 / p.divisor), delta = broadcast(p.delta);
     Vec<double> sums{};
     for (int64_t i = run.begin; i < run.end; i += lanes<double>) {
         const int64_t count = run.end - i;
         const Vec<double> w = weight(i, count);
-        const LossAndSlope found =
-            loss_of<kind>(load_double(p.prediction + i, count), load_double(p.target + i, count), p.delta);
+        const auto found = loss_of<kind>(load_double(p.prediction + i, count), load_double(p.target + i, count), delta);
         const Vec<double> loss = w * found.loss;
         store_double(p.grad_prediction + i, w * found.slope * share, count);
         if (p.loss) store_double(p.loss + i, loss, count);

@@ -4,9 +4,7 @@
 // the number of threads.
 #pragma once
 
-#include <type_traits>
-
-#include "../api.h"
+#include "../cells/optimizer.h"
 #include "reduce.h"
 #include "vector_math.h"
 #include "workers.h"
@@ -53,11 +51,6 @@ TBPTT_INLINE void for_each_block(const Parameters<T>& list, int64_t blocks, Body
     });
 }
 
-template <class T>
-TBPTT_INLINE Vec<T> clamp(Vec<T> x, Vec<T> limit) {
-    return x > limit ? limit : x < -limit ? -limit : x;  // NaN stays
-}
-
 constexpr int64_t bytes_ahead = 2048;  // fetched before they are needed, across the ends of pages
 
 // Negative when an element is not finite.
@@ -70,7 +63,7 @@ TBPTT_INLINE double sum_of_squares(const T* from, Range range, T limit_value) {
     Vec<double> sums[unrolled]{}, zeros[unrolled]{};
     const auto add = [&](Vec<double> x, int k) {
         if (checks) zeros[k] += x - x;  // NaN when x is not finite, and from then on
-        const Vec<double> clipped = Clipped ? clamp<double>(x, limit) : x;
+        const Vec<double> clipped = Clipped ? clip<Vec<double>>(x, limit) : x;
         sums[k] += clipped * clipped;
     };
     int64_t i = range.begin;
@@ -113,38 +106,32 @@ void gradient_norm(const GradientNorm<T>& p) {
 TBPTT_INLINE float square_root(float x) { return __builtin_sqrtf(x); }
 TBPTT_INLINE double square_root(double x) { return __builtin_sqrt(x); }
 
-// One instruction: the compiler knows the pattern.
 template <class T>
-TBPTT_INLINE Vec<T> vec_sqrt(Vec<T> x) {
-    Vec<T> root;
-    for (int i = 0; i < lanes<T>; ++i) root[i] = square_root(x[i]);
-    return root;
-}
-
-// A vector of each array of a parameter while it is updated.
-template <class T>
-struct Update {
-    Vec<T> param, grad, first, second, third;
+struct UpdateMath {
+    using Value = Vec<T>;
+    // One instruction: the compiler knows the pattern.
+    static TBPTT_INLINE Value sqrt(Value x) {
+        Value root;
+        for (int i = 0; i < lanes<T>; ++i) root[i] = square_root(x[i]);
+        return root;
+    }
 };
-
-// The optimizer's own arrays that a rule uses.
-enum States { none = 0, first = 1, second = 2, third = 4 };
 
 // One vector of every array; all lanes of it where it is Full.
 template <int states, bool Full, class T, class Rule>
 TBPTT_INLINE void update_vector(const OptimizerArray<T>& array, int64_t i, int64_t count, Vec<T> limit, T factor,
                                 const Rule& rule) {
-    Update<T> u{};
+    Update<Vec<T>> u{};
     u.param = load_lanes<Full>(array.param + i, count);
-    u.grad = clamp<T>(load_lanes<Full>(array.grad + i, count), limit) * factor;
-    if (states & first) u.first = load_lanes<Full>(array.first + i, count);
-    if (states & second) u.second = load_lanes<Full>(array.second + i, count);
-    if (states & third) u.third = load_lanes<Full>(array.third + i, count);
+    u.grad = clip<Vec<T>>(load_lanes<Full>(array.grad + i, count), limit) * factor;
+    if (states & first_state) u.first = load_lanes<Full>(array.first + i, count);
+    if (states & second_state) u.second = load_lanes<Full>(array.second + i, count);
+    if (states & third_state) u.third = load_lanes<Full>(array.third + i, count);
     rule(u);
     store_lanes<Full>(array.param + i, u.param, count);
-    if (states & first) store_lanes<Full>(array.first + i, u.first, count);
-    if (states & second) store_lanes<Full>(array.second + i, u.second, count);
-    if (states & third) store_lanes<Full>(array.third + i, u.third, count);
+    if (states & first_state) store_lanes<Full>(array.first + i, u.first, count);
+    if (states & second_state) store_lanes<Full>(array.second + i, u.second, count);
+    if (states & third_state) store_lanes<Full>(array.third + i, u.third, count);
 }
 
 // Calls rule(Update&) on all elements; `states` is a sum of States.
@@ -162,9 +149,9 @@ TBPTT_INLINE void update_all(const Parameters<T>& list, Rule shared_rule) {
         for (; i + together * lanes<T> <= range.end; i += together * lanes<T>) {
             prefetch<together>(array.param + i + ahead);
             prefetch<together>(array.grad + i + ahead);
-            if (states & first) prefetch<together>(array.first + i + ahead);
-            if (states & second) prefetch<together>(array.second + i + ahead);
-            if (states & third) prefetch<together>(array.third + i + ahead);
+            if (states & first_state) prefetch<together>(array.first + i + ahead);
+            if (states & second_state) prefetch<together>(array.second + i + ahead);
+            if (states & third_state) prefetch<together>(array.third + i + ahead);
 #pragma GCC unroll 4
             for (int k = 0; k < together; ++k)
                 update_vector<states, true>(array, i + k * lanes<T>, lanes<T>, limit, factor, rule);
@@ -173,64 +160,26 @@ TBPTT_INLINE void update_all(const Parameters<T>& list, Rule shared_rule) {
     });
 }
 
+template <class T, class Step>
+TBPTT_INLINE void update_by_rule(const Step& p) {
+    with_rule(p, [&](const auto rule) {
+        update_all<decltype(rule)::states>(p.list, [=](Update<Vec<T>>& u) { rule.template apply<UpdateMath<T>>(u); });
+    });
+}
+
 template <class T>
 void sgd_step(const SgdStep<T>& p) {
-    const T lr = static_cast<T>(p.lr), mu = static_cast<T>(p.mu), decay = static_cast<T>(p.weight_decay);
-    const T share = static_cast<T>(p.grad_share);
-    if (p.mu == 0)
-        update_all<none>(p.list, [=](Update<T>& u) { u.param -= lr * (u.grad + decay * u.param); });
-    else
-        update_all<first>(p.list, [=, nesterov = p.nesterov](Update<T>& u) {
-            const Vec<T> grad = u.grad + decay * u.param;
-            u.first = mu * u.first + share * grad;
-            u.param -= lr * (nesterov ? grad + mu * u.first : u.first);
-        });
+    update_by_rule<T>(p);
 }
 
 template <class T>
 void rmsprop_step(const RmspropStep<T>& p) {
-    const T lr = static_cast<T>(p.lr), mu = static_cast<T>(p.mu), decay = static_cast<T>(p.weight_decay);
-    const T alpha = static_cast<T>(p.alpha), rest = static_cast<T>(1 - p.alpha), eps = static_cast<T>(p.eps);
-    const auto update = [&](auto centered, auto with_momentum) {
-        constexpr int states =
-            first | (decltype(with_momentum)::value ? second : 0) | (decltype(centered)::value ? third : 0);
-        update_all<states>(p.list, [=](Update<T>& u) {
-            const Vec<T> grad = u.grad + decay * u.param;
-            u.first = alpha * u.first + rest * (grad * grad);
-            Vec<T> variance = u.first;
-            if (decltype(centered)::value) {
-                u.third = alpha * u.third + rest * grad;
-                variance -= u.third * u.third;
-                variance = variance < 0 ? Vec<T>{} : variance;  // by rounding
-            }
-            const Vec<T> scaled = grad / (vec_sqrt<T>(variance) + eps);
-            if (decltype(with_momentum)::value) u.second = mu * u.second + scaled;
-            u.param -= lr * (decltype(with_momentum)::value ? u.second : scaled);
-        });
-    };
-    const auto choose = [&](auto centered) {
-        p.mu == 0 ? update(centered, std::false_type()) : update(centered, std::true_type());
-    };
-    p.centered ? choose(std::true_type()) : choose(std::false_type());
+    update_by_rule<T>(p);
 }
 
 template <class T>
 void adam_step(const AdamStep<T>& p) {
-    const T beta1 = static_cast<T>(p.beta1), rest1 = static_cast<T>(1 - p.beta1);
-    const T beta2 = static_cast<T>(p.beta2), rest2 = static_cast<T>(1 - p.beta2);
-    const T step_size = static_cast<T>(p.step_size), inverse_root = static_cast<T>(p.inverse_root);
-    const T eps = static_cast<T>(p.eps), decay = static_cast<T>(p.grad_decay), keep = static_cast<T>(p.param_keep);
-    const auto update = [&](auto amsgrad) {
-        update_all<first | second | (decltype(amsgrad)::value ? third : 0)>(p.list, [=](Update<T>& u) {
-            const Vec<T> grad = u.grad + decay * u.param;
-            u.first = beta1 * u.first + rest1 * grad;
-            u.second = beta2 * u.second + rest2 * (grad * grad);
-            if (decltype(amsgrad)::value) u.third = u.second > u.third ? u.second : u.third;
-            const Vec<T> square = decltype(amsgrad)::value ? u.third : u.second;
-            u.param = keep * u.param - step_size * u.first / (vec_sqrt<T>(square) * inverse_root + eps);
-        });
-    };
-    p.amsgrad ? update(std::true_type()) : update(std::false_type());
+    update_by_rule<T>(p);
 }
 
 }  // namespace TBPTT_ISA

@@ -2,8 +2,7 @@
 // memory of the current device. All checks were made by the bindings. Calls put their work on the stream and return.
 #pragma once
 
-#include "../api_convolution.h"
-#include "../api_recurrent.h"
+#include "../api.h"
 #include "runtime.h"
 
 namespace tbptt {
@@ -26,6 +25,81 @@ void convolution_forward(const ConvolutionForward<T>& p, const Call& call);
 
 template <class T>
 void convolution_backward(const ConvolutionBackward<T>& p, const Call& call);
+
+// The first argument's list lies on the host, and is read before the call returns; what it points at is on the device, as are
+// norm and non_finite, which may be null.
+template <class T>
+void gradient_norm(const GradientNorm<T>& p, const Call& call);
+
+// √(a² + b²): the norm over arrays of both types.
+void combine_norms(const double* a, const double* b, double* norm, const Call& call);
+
+// What a step does by a norm on the device: it multiplies gradients by min(1, max_norm / (norm + 1e-6)) beside their factor,
+// and with a norm that is NaN leaves everything as it is. Without a norm, nothing.
+struct ClipByNorm {
+    const double* norm;  // or null
+    double max_norm;     // infinity for none
+};
+
+template <class T>
+void sgd_step(const SgdStep<T>& p, const ClipByNorm& clip, const Call& call);
+
+template <class T>
+void rmsprop_step(const RmspropStep<T>& p, const ClipByNorm& clip, const Call& call);
+
+template <class T>
+void adam_step(const AdamStep<T>& p, const ClipByNorm& clip, const Call& call);
+
+// What the host cannot check without waiting for the device does no harm there and shows: a row whose target or id is no
+// class gets NaN.
+
+// Of all losses together. With `mean` they and their gradients are divided by the weights of what counts, which are added up
+// on the device; then the parameters' divisor is not looked at.
+struct Total {
+    bool mean;
+    double* loss;  // out = Σ losses / divisor
+};
+
+// The parameters' `loss` is not looked at; `each` [N] is, or null, out =.
+template <class T>
+void softmax_cross_entropy(const SoftmaxCrossEntropy<T>& p, T* each, const Total& total, const Call& call);
+
+// The parameters' `sum` is not looked at.
+template <class T>
+void pointwise_loss(const PointwiseLoss<T>& p, const Total& total, const Call& call);
+
+template <class T>
+void softmax_forward(const SoftmaxForward<T>& p, const Call& call);
+
+template <class T>
+void softmax_backward(const SoftmaxBackward<T>& p, const Call& call);
+
+// Fewer than 2^31 values in a plane or, with channels last, in an image, of inputs and of outputs.
+template <class T>
+void max_pool_forward(const MaxPoolForward<T>& p, const Call& call);
+
+// The parameters know planes as rows of `plane_width` and of `window_width`. `outside` is on the device; where an index is
+// outside, all gradients are NaN.
+template <class T>
+void max_pool_backward(const MaxPoolBackward<T>& p, std::int64_t plane_width, std::int64_t window_width,
+                       const Call& call);
+
+template <class T>
+void avg_pool_forward(const AvgPoolForward<T>& p, const Call& call);
+
+template <class T>
+void avg_pool_backward(const AvgPoolBackward<T>& p, const Call& call);
+
+template <class T>
+void global_avg_pool(const GlobalAvgPool<T>& p, const Call& call);
+
+// Rows of fewer than 2^31 values; `embeddings` is V, for the check.
+template <class T>
+void embedding_forward(const EmbeddingForward<T>& p, std::int64_t embeddings, const Call& call);
+
+// Fewer than 2^31 rows. An id outside makes all of grad_w NaN.
+template <class T>
+void embedding_backward(const EmbeddingBackward<T>& p, const Call& call);
 
 }  // namespace cuda
 }  // namespace tbptt

@@ -12,6 +12,7 @@
 #endif
 
 #define TBPTT_DEVICE __device__ __forceinline__
+#define TBPTT_BOTH __host__ __device__  // what the host asks, too
 
 namespace tbptt {
 namespace cuda {
@@ -31,6 +32,9 @@ template <class V>
 TBPTT_DEVICE V from_lane(V value, int lane) {
     return __shfl_sync(0xffffffffu, value, lane);
 }
+
+// Whether it is true in any lane of the warp.
+TBPTT_DEVICE bool any_lane(bool value) { return __any_sync(0xffffffffu, value) != 0; }
 
 // Memory that other blocks of the same launch write: past the first-level cache, which does not see them.
 template <class V>
@@ -74,6 +78,25 @@ TBPTT_DEVICE void wait_for_copies() {
 
 TBPTT_DEVICE unsigned add_and_get_old(unsigned* to, unsigned value) { return atomicAdd(to, value); }
 TBPTT_DEVICE unsigned load_volatile(const unsigned* from) { return *static_cast<const volatile unsigned*>(from); }
+// The same place in the shared memory of another block of the cluster, and the barrier of all of them (from 9.0 on).
+template <class V>
+TBPTT_DEVICE const V* in_block(const V* shared, int rank) {
+#if __CUDA_ARCH__ >= 900
+    const V* there;
+    asm("mapa.u64 %0, %1, %2;" : "=l"(there) : "l"(shared), "r"(rank));
+    return there;
+#else
+    (void)rank;
+    return shared;
+#endif
+}
+TBPTT_DEVICE void wait_for_cluster() {
+#if __CUDA_ARCH__ >= 900
+    __syncwarp();
+    asm volatile("barrier.cluster.arrive.release.aligned;\n barrier.cluster.wait.acquire.aligned;" ::: "memory");
+#endif
+}
+
 TBPTT_DEVICE void pause_in_spin() { __nanosleep(20); }
 
 #endif

@@ -76,6 +76,15 @@ void resume(Fiber& fiber) {
     setcontext(&fiber.start);
 }
 
+// In a function of its own: to the compiler, getcontext returns twice.
+void prepare(Fiber& fiber, void* stack) {
+    getcontext(&fiber.start);
+    fiber.start.uc_stack.ss_sp = stack;
+    fiber.start.uc_stack.ss_size = stack_bytes;
+    fiber.start.uc_link = nullptr;
+    makecontext(&fiber.start, &begin, 0);
+}
+
 void pass(unsigned& arrived, unsigned& generation, unsigned count) {
     const unsigned seen = generation;
     if (++arrived == count) {
@@ -92,6 +101,7 @@ class Wave {
    public:
     Wave(unsigned first, unsigned count, Index blocks, unsigned threads, std::size_t shared_bytes)
         : blocks_(count),
+          clusters_(divide_up(count, blocks.x)),
           warps_(count * (threads / 32)),
           shared_(count * rounded(shared_bytes), 0xff),
           fibers_(std::size_t{count} * threads) {
@@ -100,17 +110,18 @@ class Wave {
             const unsigned index = first + b;
             block.index = {index % blocks.x, index / blocks.x % blocks.y, index / blocks.x / blocks.y};
             block.threads = threads;
+            Cluster& cluster = clusters_[b / blocks.x];
+            block.cluster = &cluster;
+            cluster.threads += threads;
             block.warps = &warps_[b * (threads / 32)];
             block.shared = reinterpret_cast<unsigned char*>(aligned(shared_.data())) + b * rounded(shared_bytes);
+            if (b % blocks.x == 0) cluster.shared = block.shared;
+            cluster.shared_stride = rounded(shared_bytes);
             for (unsigned t = 0; t < threads; ++t) {
                 Fiber& fiber = fibers_[std::size_t{b} * threads + t];
                 fiber.thread = {{t, 0, 0}, &block,         block.warps + t / 32, static_cast<int>(t % 32),
                                 blocks,    {threads, 1, 1}};
-                getcontext(&fiber.start);
-                fiber.start.uc_stack.ss_sp = machine.stacks[std::size_t{b} * threads + t];
-                fiber.start.uc_stack.ss_size = stack_bytes;
-                fiber.start.uc_link = nullptr;
-                makecontext(&fiber.start, &begin, 0);
+                prepare(fiber, machine.stacks[std::size_t{b} * threads + t]);
             }
         }
     }
@@ -142,7 +153,10 @@ class Wave {
         return reinterpret_cast<void*>((reinterpret_cast<std::uintptr_t>(data) + 63) / 64 * 64);
     }
 
+    static unsigned divide_up(unsigned a, unsigned b) { return (a + b - 1) / b; }
+
     std::vector<Block> blocks_;
+    std::vector<Cluster> clusters_;
     std::vector<Warp> warps_;
     std::vector<unsigned char> shared_;
     std::vector<Fiber> fibers_;
@@ -176,6 +190,11 @@ void complete_copies(unsigned left) {
 void block_barrier() {
     Block& block = *current().block;
     pass(block.arrived, block.generation, block.threads);
+}
+
+void cluster_barrier() {
+    Cluster& cluster = *current().block->cluster;
+    pass(cluster.arrived, cluster.generation, cluster.threads);
 }
 
 void warp_barrier() {

@@ -29,8 +29,15 @@ struct Warp {
     alignas(16) unsigned char slots[32][64];
 };
 
+struct Cluster {
+    unsigned arrived = 0, generation = 0, threads = 0;
+    unsigned char* shared = nullptr;  // of its first block
+    std::size_t shared_stride = 0;    // from block to block
+};
+
 struct Block {
     Index index;
+    Cluster* cluster = nullptr;
     unsigned arrived = 0, generation = 0, threads = 0;
     unsigned char* shared = nullptr;
     Warp* warps = nullptr;
@@ -63,8 +70,10 @@ void complete_copies(unsigned left);
 
 void block_barrier();
 void warp_barrier();
+void cluster_barrier();
 
-// Runs `kernel` in all threads of all blocks; `together` promises that all blocks are at work at the same time.
+// Runs `kernel` in all threads of all blocks; `together` promises that all blocks are at work at the same time. Blocks of one
+// row of the grid are a cluster.
 void run(Index blocks, unsigned threads, std::size_t shared_bytes, bool together, const std::function<void()>& kernel);
 
 void set_seed(std::uint64_t seed);
@@ -100,10 +109,27 @@ V from_lane(V value, int lane) {
     return emulator::exchange(value, [lane](auto of) { return of(lane); });
 }
 
+inline bool any_lane(bool value) {
+    return emulator::exchange(value, [](auto of) {
+        bool any = false;
+        for (int lane = 0; lane < 32; ++lane) any = any || of(lane);
+        return any;
+    });
+}
+
 template <class V>
 V load_shared_by_grid(const V* from) {
     return *from;
 }
+
+template <class V>
+const V* in_block(const V* shared, int rank) {
+    const emulator::Block& mine = *emulator::current().block;
+    const auto offset = reinterpret_cast<const unsigned char*>(shared) - mine.shared;
+    return reinterpret_cast<const V*>(mine.cluster->shared +
+                                      static_cast<std::size_t>(rank) * mine.cluster->shared_stride + offset);
+}
+inline void wait_for_cluster() { emulator::cluster_barrier(); }
 
 // Copies come as late as they may: who does not wait for them finds what was there before.
 template <class Access>

@@ -37,6 +37,7 @@ struct Grid {
     unsigned threads = 256;
     std::size_t shared_bytes = 0;
     bool together = false;  // all blocks at work at the same time, for wait_for_blocks
+    unsigned cluster = 0;   // blocks of a cluster, all those of one row of the grid; 0: no clusters
 };
 
 void* allocate(std::size_t bytes, Stream stream);
@@ -46,6 +47,9 @@ void copy_bytes(void* to, const void* from, std::size_t bytes, Stream stream);
 
 // How many blocks of this kernel can be at work at the same time on the current device.
 int blocks_together(const void* kernel, unsigned threads, std::size_t shared_bytes);
+
+// Whether the current device takes a cluster of this grid.
+bool cluster_fits(const void* kernel, const Grid& grid);
 
 #ifndef TBPTT_EMULATED
 void check(cudaError_t error, const char* what);
@@ -58,7 +62,7 @@ void launch(void (*kernel)(Parameters), const Grid& grid, Stream stream, const P
     if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
 #ifdef TBPTT_EMULATED
     (void)stream;
-    emulator::run({grid.x, grid.y, grid.z}, grid.threads, grid.shared_bytes, grid.together,
+    emulator::run({grid.x, grid.y, grid.z}, grid.threads, grid.shared_bytes, grid.together || grid.cluster > 0,
                   [&] { kernel(parameters); });
 #else
     allow_shared_bytes(reinterpret_cast<const void*>(kernel), grid.shared_bytes);
@@ -68,12 +72,22 @@ void launch(void (*kernel)(Parameters), const Grid& grid, Stream stream, const P
     config.dynamicSmemBytes = grid.shared_bytes;
     config.stream = stream;
     cudaLaunchAttribute attribute{};
-    attribute.id = cudaLaunchAttributeCooperative;
-    attribute.val.cooperative = 1;
+    if (grid.cluster > 0) {
+        attribute.id = cudaLaunchAttributeClusterDimension;
+        attribute.val.clusterDim = {grid.cluster, 1, 1};
+    } else {
+        attribute.id = cudaLaunchAttributeCooperative;
+        attribute.val.cooperative = 1;
+    }
     config.attrs = &attribute;
-    config.numAttrs = grid.together ? 1 : 0;
+    config.numAttrs = grid.together || grid.cluster > 0 ? 1 : 0;
     check(cudaLaunchKernelEx(&config, kernel, parameters), "a kernel's launch");
 #endif
+}
+
+template <class Kernel>
+Kernel choose_kernel(const Call& call, Kernel exact, Kernel fast) {
+    return call.exact ? exact : fast;
 }
 
 // Device memory of a call, given back in the order of the stream.
@@ -95,6 +109,8 @@ class Scratch {
     Stream stream_;
     T* data_;
 };
+
+inline bool is_aligned(const void* data) { return reinterpret_cast<std::uintptr_t>(data) % 16 == 0; }
 
 constexpr std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 

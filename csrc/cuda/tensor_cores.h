@@ -123,5 +123,9 @@ TBPTT_DEVICE void multiply_add(double (&sum)[4], const double (&a)[4], const dou
 #endif
 }
 
+// Only float32 has a faster product that is not exact: double asks for one kernel.
+template <class T>
+constexpr bool is_single = sizeof(T) == sizeof(float);
+
 }  // namespace cuda
 }  // namespace tbptt

@@ -59,6 +59,7 @@ def convrnn_forward(
     layout: str,
     algo: str,
     training: bool,
+    recompute: bool,
 ) -> tuple[NDArray[Any], Any, ConvTape | None]: ...
 def convrecurrent_forward(
     cell: str,
@@ -74,6 +75,7 @@ def convrecurrent_forward(
     layout: str,
     algo: str,
     training: bool,
+    recompute: bool,
 ) -> tuple[NDArray[Any], Any, ConvTape | None]: ...
 def convrecurrent_backward(
     cell: str, tape: Any, grad_out: Any, grad_hx: Any, truncation: Any, carry_scale: Any
@@ -84,13 +86,14 @@ def restore_conv_tape(
     hx: Any,
     w_ih: Any,
     w_hh: Any,
+    b_ih: Any,
+    b_hh: Any,
     peephole: Any,
-    has_b_ih: bool,
-    has_b_hh: bool,
     is_init: Any,
     dilation: Any,
     layout: str,
     algo: str,
+    recompute: bool,
     out: Any,
     memory: Any,
 ) -> ConvTape: ...

@@ -57,6 +57,7 @@ def convrnn_forward(
     layout: Layout = "NCHW",
     algo: Algo = "auto",
     training: bool = True,
+    recompute: bool = False,
 ) -> tuple[Array, Array, ConvTape | None]:
     """Run a plain recurrent layer on images, h_t = f(W_ih*x_t + b_ih + W_hh*h_(t-1) + b_hh).
 
@@ -72,6 +73,10 @@ def convrnn_forward(
         algo: of all convolutions; "auto" takes Winograd's way for kernels of size (3, 3) in float32
             where it is faster (see `conv2d`), "direct" never.
         training: keep a tape for `convrnn_backward`; without it no history is kept.
+        recompute: keep no gates on the tape. The backward pass makes them again from the output,
+            many steps at a time, and gives the same gradients, bit for bit. Where windows overlap
+            (k1 < k2) it makes those of all steps at once, and then takes as much memory as the
+            whole tape would. A plain layer has no gates: the output alone is enough.
 
     Returns:
         All states [T, B, H, Y, X], the last one, and the tape (None unless training). The tape
@@ -103,6 +108,7 @@ def convrnn_forward(
         layout,
         algo,
         training,
+        recompute,
     )
 
 
@@ -119,6 +125,7 @@ def convgru_forward(
     layout: Layout = "NCHW",
     algo: Algo = "auto",
     training: bool = True,
+    recompute: bool = False,
 ) -> tuple[Array, Array, ConvTape | None]:
     """Run a GRU layer on images; the reset gate applies after the convolution.
 
@@ -138,7 +145,20 @@ def convgru_forward(
     0.0625
     """
     return _native.convrecurrent_forward(
-        "gru", x, hx, w_ih, w_hh, b_ih, b_hh, None, is_init, dilation, layout, algo, training
+        "gru",
+        x,
+        hx,
+        w_ih,
+        w_hh,
+        b_ih,
+        b_hh,
+        None,
+        is_init,
+        dilation,
+        layout,
+        algo,
+        training,
+        recompute,
     )
 
 
@@ -156,6 +176,7 @@ def convlstm_forward(
     layout: Layout = "NCHW",
     algo: Algo = "auto",
     training: bool = True,
+    recompute: bool = False,
 ) -> tuple[Array, StatePair, ConvTape | None]:
     """Run a ConvLSTM layer over T steps.
 
@@ -168,7 +189,7 @@ def convlstm_forward(
             [3, Y, X, H]); None for none.
 
     The other arguments, results and errors are those of `convrnn_forward`; the final state is the
-    pair (h, c).
+    pair (h, c). With `recompute` the tape holds c alone.
 
     Source: Shi et al. (2015), "Convolutional LSTM network: a machine learning approach for
     precipitation nowcasting".
@@ -178,9 +199,24 @@ def convlstm_forward(
     >>> out, (h_n, c_n), tape = convlstm_forward(x, None, w_ih, w_hh)
     >>> out.shape, c_n.shape, tape.nbytes == 5 * out.nbytes
     ((3, 2, 5, 8, 8), (2, 5, 8, 8), True)
+    >>> convlstm_forward(x, None, w_ih, w_hh, recompute=True)[2].nbytes == out.nbytes
+    True
     """
     return _native.convrecurrent_forward(
-        "lstm", x, hx, w_ih, w_hh, b_ih, b_hh, peephole, is_init, dilation, layout, algo, training
+        "lstm",
+        x,
+        hx,
+        w_ih,
+        w_hh,
+        b_ih,
+        b_hh,
+        peephole,
+        is_init,
+        dilation,
+        layout,
+        algo,
+        training,
+        recompute,
     )
 
 

@@ -39,6 +39,7 @@ class _ConvRecurrent(_Recurrent):
         *,
         dilation: Size = 1,
         layout: Layout = "NCHW",
+        recompute: bool = False,
         bias: bool = True,
         dropout: float = 0.0,
         seed: int | None = None,
@@ -58,7 +59,10 @@ class _ConvRecurrent(_Recurrent):
         if layout not in ("NCHW", "NHWC"):
             raise ValueError(f"{kind}: layout: expected 'NCHW' or 'NHWC', got {layout!r}")
         self.dilation = _pair(kind, "dilation", dilation)
+        if not isinstance(recompute, bool):
+            raise TypeError(f"{kind}: recompute: expected True or False, got {recompute!r}")
         self.layout: Layout = layout
+        self.recompute = recompute
         self.input_size, self.hidden_size, self.num_layers = (
             in_channels,
             hidden_channels,
@@ -110,6 +114,7 @@ class _ConvRecurrent(_Recurrent):
             dilation=self.dilation,
             layout=self.layout,
             training=keep,
+            recompute=self.recompute,
             **options,
         )
         return out, state, tape
@@ -129,7 +134,8 @@ class ConvRNN2d(_ConvRecurrent):
     kernels of one odd size for x and h, and as many zeros around as keep the images' size.
     Parameters weight_ih_l0 [H, C, ky, kx], weight_hh_l0 [H, H, ky, kx], bias_ih_l0, bias_hh_l0
     [H], then _l1 and so on. Dropout acts between layers, with masks from a generator that starts
-    from `seed`.
+    from `seed`. With `recompute` tapes hold no gates: the backward pass makes them again, for less
+    memory and the same gradients (see `tbptt_fast.convrnn_forward`).
 
     Raises ValueError for sizes, dropout, layout or nonlinearity, TypeError for a dtype that is not
     float32 or float64. Source: Elman (1990), with the products of Shi et al. (2015).
@@ -239,7 +245,7 @@ class ConvLSTM2d(_PairState, _ConvRecurrent):
 
         Args:
             layers: a pair for each layer: weight [4H, C + H, ky, kx] and bias [4H] or None.
-            options: dilation, layout and dropout, of this class.
+            options: dilation, layout, recompute and dropout, of this class.
 
         Raises:
             ValueError: a wrong shape, or layers that do not fit together.

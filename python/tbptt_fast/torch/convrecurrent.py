@@ -30,6 +30,7 @@ class _ConvRecurrent(nn.Module):
         *,
         dilation: Size = 1,
         layout: Layout = "NCHW",
+        recompute: bool = False,
         bias: bool = True,
         dropout: float = 0.0,
         dtype: torch.dtype | None = None,
@@ -44,6 +45,7 @@ class _ConvRecurrent(nn.Module):
             num_layers,
             dilation=dilation,
             layout=layout,
+            recompute=recompute,
             bias=bias,
             dropout=dropout,
             seed=int(torch.randint(2**31, ()).item()),
@@ -52,6 +54,7 @@ class _ConvRecurrent(nn.Module):
         self.in_channels, self.hidden_channels = in_channels, hidden_channels
         self.kernel_size, self.num_layers = model.kernel_size, num_layers
         self.dilation, self.layout, self.dropout = model.dilation, model.layout, dropout
+        self.recompute = model.recompute
         for name, array in model.parameters().items():
             tensor = torch.from_numpy(array).to(dtype or torch.get_default_dtype())
             self.register_parameter(name, nn.Parameter(tensor))
@@ -94,6 +97,7 @@ class _ConvRecurrent(nn.Module):
                 carry_scale,
                 self.dilation,
                 self.layout,
+                self.recompute,
             )
             last.append(found)
         return x, [torch.stack(s) for s in zip(*last, strict=True)]

@@ -19,17 +19,19 @@ from ._bridge import check_cpu, is_plain, needs_grad, to_arrays, to_tensor
 from .recurrent_ops import CELLS, Cell, Layer, pair_states, plain_cell, read_truncation
 
 Size = int | tuple[int, int]
-TAPE_VALUES = {"rnn_tanh": 1, "rnn_relu": 1, "gru": 4, "lstm": 5}  # per value of the output
+# per value of the output: with the gates, and where they are made again
+TAPE_VALUES = {"rnn_tanh": (1, 0), "rnn_relu": (1, 0), "gru": (4, 0), "lstm": (5, 1)}
 
 _FORWARD = (
     "(Tensor x, Tensor? h, {c}Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, "
     "Tensor? peephole, Tensor? is_init, Tensor? carry_scale, int[]? truncation, int[] dilation, "
-    "str layout, bool keep) -> (Tensor out, Tensor h_n, {c_n}Tensor tape)"
+    "str layout, bool recompute, bool keep) -> (Tensor out, Tensor h_n, {c_n}Tensor tape)"
 )
 _BACKWARD = (
     "(Tensor? grad_out, Tensor? grad_h, {grad_c}Tensor tape, Tensor out, Tensor x, Tensor? h, "
-    "{c}Tensor w_ih, Tensor w_hh, Tensor? peephole, Tensor? is_init, Tensor? carry_scale, "
-    "int[]? truncation, int[] dilation, str layout, bool[] given)"
+    "{c}Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, Tensor? peephole, Tensor? is_init, "
+    "Tensor? carry_scale, int[]? truncation, int[] dilation, str layout, bool recompute, "
+    "bool[] given)"
     " -> (Tensor x, Tensor h, {c_n}Tensor w_ih, Tensor w_hh, Tensor b_ih, Tensor b_hh, "
     "Tensor peephole)"
 )
@@ -39,7 +41,7 @@ class _ConvLayer(Layer):
     """One cell's operators; arrays as `tbptt_fast.convlstm_forward` and its kin take them."""
 
     forward_schema, backward_schema = _FORWARD, _BACKWARD
-    options = 6
+    options = 7
 
     def __init__(self, cell: Cell) -> None:
         super().__init__(cell)
@@ -47,7 +49,7 @@ class _ConvLayer(Layer):
 
     def forward(self, x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
         n = self.states
-        dilation, layout, keep = rest[-3:]
+        dilation, layout, recompute, keep = rest[-4:]
         array, *states, w_ih, w_hh, b_ih, b_hh, peephole, is_init = to_arrays(x, *rest[: n + 6])
         out, state, tape = _native.convrecurrent_forward(
             self.cell,
@@ -63,6 +65,7 @@ class _ConvLayer(Layer):
             layout,
             "auto",
             keep,
+            recompute,
         )
         last = state if self.cell == "lstm" else (state,)
         memory = x.new_empty(0) if tape is None else to_tensor(tape.memory)
@@ -70,23 +73,24 @@ class _ConvLayer(Layer):
 
     def backward(self, grad_out: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
         n = self.states
-        truncation, dilation, layout, given = rest[-4:]
-        grad, *arrays, carry_scale = to_arrays(grad_out, *rest[:-4])
-        grad_states, (tape, out, x), states = arrays[:n], arrays[n : n + 3], arrays[n + 3 : -4]
-        w_ih, w_hh, peephole, is_init = arrays[-4:]
+        truncation, dilation, layout, recompute, _ = rest[-5:]
+        grad, *arrays, carry_scale = to_arrays(grad_out, *rest[:-5])
+        grad_states, (tape, out, x), states = arrays[:n], arrays[n : n + 3], arrays[n + 3 : -6]
+        w_ih, w_hh, b_ih, b_hh, peephole, is_init = arrays[-6:]
         restored = _native.restore_conv_tape(
             self.cell,
             x,
             pair_states(self.cell, states),
             w_ih,
             w_hh,
+            b_ih,
+            b_hh,
             peephole,
-            given[0],
-            given[1],
             is_init,
             tuple(dilation),
             layout,
             "auto",
+            recompute,
             out,
             tape,
         )
@@ -103,20 +107,20 @@ class _ConvLayer(Layer):
         return tuple([rest[n].new_empty(0) if g is None else to_tensor(g) for g in found])
 
     def fake_forward(self, x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-        hidden, layout, keep = rest[self.states + 1].shape[1], rest[-2], rest[-1]
+        hidden, (layout, recompute, keep) = rest[self.states + 1].shape[1], rest[-3:]
         steps, batch, *image = x.shape
         image[0 if layout == "NCHW" else 2] = hidden
         out = x.new_empty(steps, batch, *image)
-        size = TAPE_VALUES[self.cell] * out.numel() if keep else 0
+        size = TAPE_VALUES[self.cell][recompute] * out.numel() if keep else 0
         last = (x.new_empty(batch, *image) for _ in range(self.states))
         return (out, *last, x.new_empty(size))
 
     def fake_backward(self, grad_out: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
         n = self.states
-        out, x, w_ih, w_hh, peephole = rest[n + 1], rest[n + 2], *rest[2 * n + 3 : 2 * n + 6]
-        given = rest[-1]
+        out, x = rest[n + 1 : n + 3]
+        w_ih, w_hh, _, _, peephole = rest[2 * n + 3 : 2 * n + 8]
         by_states = (x.new_empty(out.shape[1:]) for _ in range(n))
-        by_biases = (x.new_empty(w_hh.shape[0] if has else 0) for has in given[:2])
+        by_biases = (x.new_empty(w_hh.shape[0] if has else 0) for has in rest[-1][:2])
         by_peephole = x.new_empty(0) if peephole is None else x.new_empty(peephole.shape)
         weights = (x.new_empty(w_ih.shape), x.new_empty(w_hh.shape))
         return (x.new_empty(x.shape), *by_states, *weights, *by_biases, by_peephole)
@@ -124,14 +128,11 @@ class _ConvLayer(Layer):
     def save(self, ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         n = self.states
         x, states, weights = inputs[0], inputs[1 : n + 1], inputs[n + 1 : n + 6]
-        w_ih, w_hh, b_ih, b_hh, peephole = weights
-        is_init, carry_scale, truncation, dilation, layout, _ = inputs[n + 6 :]
-        ctx.save_for_backward(
-            output[-1], output[0], x, *states, w_ih, w_hh, peephole, is_init, carry_scale
-        )
-        ctx.options = (truncation, dilation, layout)
+        is_init, carry_scale, *options, _ = inputs[n + 6 :]
+        ctx.save_for_backward(output[-1], output[0], x, *states, *weights, is_init, carry_scale)
+        ctx.options = tuple(options)
         ctx.states = [s is not None for s in states]
-        ctx.biases = [w is not None for w in (b_ih, b_hh, peephole)]
+        ctx.biases = [w is not None for w in weights[2:]]
         ctx.mark_non_differentiable(output[-1])
         ctx.set_materialize_grads(False)
 
@@ -151,6 +152,7 @@ def run_layer(
     carry_scale: Tensor | None,
     dilation: Size,
     layout: Layout,
+    recompute: bool,
 ) -> tuple[Tensor, ...]:
     """The output and the last states of one layer; weights are w_ih, w_hh, b_ih, b_hh, peephole."""
     check_cpu(op, x=x, w_ih=weights[0], w_hh=weights[1], is_init=is_init, carry_scale=carry_scale)
@@ -161,7 +163,7 @@ def run_layer(
     pair = [dilation, dilation] if isinstance(dilation, int) else list(dilation)
     tensors = (x, *states, *weights)
     keep = needs_grad(*tensors)
-    options = (is_init, carry_scale, read_truncation(truncation), pair, layout, keep)
+    options = (is_init, carry_scale, read_truncation(truncation), pair, layout, recompute, keep)
     operator_, plain = _OPERATORS[cell]
     if not is_plain(*tensors):
         return operator_(*tensors, *options)[:-1]  # type: ignore[no-any-return]
@@ -184,6 +186,7 @@ def convrnn(
     carry_scale: Tensor | None = None,
     dilation: Size = 1,
     layout: Layout = "NCHW",
+    recompute: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """`tbptt_fast.convrnn_forward` as a differentiable function of tensors.
 
@@ -197,6 +200,8 @@ def convrnn(
         carry_scale: [T, B]; multiplies the gradient from step t to step t - 1. A constant: it has
             no gradient itself.
         dilation: of both kernels, or a pair (y, x).
+        recompute: save no gates for the backward pass, which makes them again
+            (`tbptt_fast.convrnn_forward`).
 
     Returns:
         All states [T, B, H, Y, X] and the last one.
@@ -216,7 +221,7 @@ def convrnn(
     """
     cell = plain_cell("convrnn", nonlinearity)
     weights = (w_ih, w_hh, b_ih, b_hh, None)
-    options = (is_init, truncation, carry_scale, dilation, layout)
+    options = (is_init, truncation, carry_scale, dilation, layout, recompute)
     out, h_n = run_layer("convrnn", cell, x, (hx,), weights, *options)
     return out, h_n
 
@@ -234,6 +239,7 @@ def convgru(
     carry_scale: Tensor | None = None,
     dilation: Size = 1,
     layout: Layout = "NCHW",
+    recompute: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """`tbptt_fast.convgru_forward` as a differentiable function of tensors.
 
@@ -252,7 +258,7 @@ def convgru(
     0.0625
     """
     weights = (w_ih, w_hh, b_ih, b_hh, None)
-    options = (is_init, truncation, carry_scale, dilation, layout)
+    options = (is_init, truncation, carry_scale, dilation, layout, recompute)
     out, h_n = run_layer("convgru", "gru", x, (hx,), weights, *options)
     return out, h_n
 
@@ -271,6 +277,7 @@ def convlstm(
     carry_scale: Tensor | None = None,
     dilation: Size = 1,
     layout: Layout = "NCHW",
+    recompute: bool = False,
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """`tbptt_fast.convlstm_forward` as a differentiable function of tensors.
 
@@ -297,6 +304,6 @@ def convlstm(
     if len(states) != 2:
         raise ValueError(f"convlstm: hx: expected a pair (h, c), got {len(states)} items")
     weights = (w_ih, w_hh, b_ih, b_hh, peephole)
-    options = (is_init, truncation, carry_scale, dilation, layout)
+    options = (is_init, truncation, carry_scale, dilation, layout, recompute)
     out, h_n, c_n = run_layer("convlstm", "lstm", x, states, weights, *options)
     return out, (h_n, c_n)

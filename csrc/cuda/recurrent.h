@@ -1,0 +1,409 @@
+// What the forward and the backward walk of a recurrent layer share: one persistent launch, in which the rows of all segments
+// go on side by side, a step at a time.
+//
+// A block has some units, and keeps their weights in shared memory from the first step to the last, if they fit. Blocks with
+// all units make a group; a group has every n-th tile of rows, and waits for its own blocks alone, as no row needs what another
+// group makes. A step is the product of the rows' last values with the weights, and the cell behind it.
+#pragma once
+
+#include <type_traits>
+
+#include "../cells/cell.h"
+#include "scalar_math.h"
+#include "segments.h"
+#include "tensor_cores.h"
+
+namespace tbptt {
+namespace cuda {
+
+constexpr int walk_threads = 256, walk_warps = walk_threads / warp_size;
+
+// How a block shares its product among its warps: each has `RowTiles` tiles of 16 rows by `UnitTiles` tiles of 8 units, and
+// `Splits` warps have parts of the depth of the same tiles. Few rows: the depth is what there is to share.
+template <int RowTiles, int UnitTiles, int Splits>
+struct WalkShape {
+    static constexpr int row_tiles = RowTiles, unit_tiles = UnitTiles, splits = Splits;
+    static constexpr int warp_rows = RowTiles * tile_rows, rows = walk_warps / Splits * warp_rows;
+    static constexpr int units = UnitTiles * tile_columns;
+
+    static TBPTT_DEVICE int warp_first() { return warp_index() / Splits * warp_rows; }
+};
+
+// Which of them, by the rows that are at work at once.
+enum class Many { few, some, many };
+
+template <class T, Many, bool Exact>
+struct Shapes {  // double
+    using Forward = WalkShape<1, 1, 4>;
+    using Backward = WalkShape<1, 2, 4>;
+};
+template <bool Exact>
+struct Shapes<float, Many::few, Exact> {
+    using Forward = WalkShape<1, 1, 8>;
+    using Backward = WalkShape<1, 1, 8>;
+};
+template <bool Exact>
+struct Shapes<float, Many::some, Exact> {
+    using Forward = WalkShape<1, 1, 2>;
+    using Backward = WalkShape<1, 2, 2>;
+};
+// Each row is read by as few blocks as registers allow.
+template <bool Exact>
+struct Shapes<float, Many::many, Exact> {
+    using Forward = WalkShape<Exact ? 1 : 2, 4, 1>;
+    using Backward = WalkShape<2, 8, 1>;
+};
+
+// Calls `launch` with the shapes of a walk of so many rows and with whether products are exact.
+template <class T, class Launch>
+void choose_walk(std::int64_t rows, const Call& call, const Launch& launch) {
+    const auto with = [&](auto many) {
+        constexpr Many rows_at_once = decltype(many)::value;
+        if (call.exact || !is_single<T>)
+            launch(Shapes<T, rows_at_once, true>{}, std::true_type{});
+        else
+            launch(Shapes<T, rows_at_once, !is_single<T>>{}, std::integral_constant<bool, !is_single<T>>{});
+    };
+    if (rows <= 32) return with(std::integral_constant<Many, Many::few>{});
+    if (rows <= 512) return with(std::integral_constant<Many, Many::some>{});
+    with(std::integral_constant<Many, Many::many>{});
+}
+
+template <class T>
+struct Four {
+    T v[4];
+};
+
+TBPTT_DEVICE Four<float> four_of(const float4& f) { return {{f.x, f.y, f.z, f.w}}; }
+
+// Four values that lie side by side, 16 bytes aligned.
+TBPTT_DEVICE Four<float> load_aligned(const float* from) { return four_of(*reinterpret_cast<const float4*>(from)); }
+TBPTT_DEVICE Four<float> load_aligned_by_grid(const float* from) {
+    return four_of(load_shared_by_grid(reinterpret_cast<const float4*>(from)));
+}
+TBPTT_DEVICE Four<double> load_aligned(const double* from) {
+    const double2 a = reinterpret_cast<const double2*>(from)[0], b = reinterpret_cast<const double2*>(from)[1];
+    return {{a.x, a.y, b.x, b.y}};
+}
+TBPTT_DEVICE Four<double> load_aligned_by_grid(const double* from) {
+    const double2 a = load_shared_by_grid(reinterpret_cast<const double2*>(from)),
+                  b = load_shared_by_grid(reinterpret_cast<const double2*>(from) + 1);
+    return {{a.x, a.y, b.x, b.y}};
+}
+
+// Values k … k+3 of a row of `depth` values, which other blocks may have written; zeros behind it, and for no row.
+template <class T>
+TBPTT_DEVICE Four<T> load_four(const T* row, std::int64_t k, std::int64_t depth, bool aligned) {
+    Four<T> r{};
+    if (!row || k >= depth) return r;
+    if (aligned) return load_aligned_by_grid(row + k);
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+        if (k + i < depth) r.v[i] = load_shared_by_grid(row + k + i);
+    return r;
+}
+
+// The weights of a block's units, a row of `depth` for each unit of each gate. In shared memory rows are padded with zeros, so
+// that a tile's rows lie in different banks.
+template <class T>
+struct BlockWeights {
+    const T* resident;  // [gates][units][stride] in shared memory, or null:
+    const T* data;      // of the block's first unit
+    std::int64_t depth, gate_stride;
+    int units;  // that there are
+    bool aligned;
+
+    // 16 (float) or 8 (double) values more than a multiple of 128 bytes
+    static constexpr TBPTT_BOTH std::int64_t stride(std::int64_t depth) {
+        constexpr std::int64_t line = 128 / sizeof(T);
+        return (depth + line - 1) / line * line + line / 2;
+    }
+
+    template <int Units>
+    TBPTT_DEVICE Four<T> load(int gate, int unit, std::int64_t k) const {
+        if (resident) return load_aligned(resident + (gate * Units + unit) * stride(depth) + k);
+        return load_four(unit < units ? data + gate * gate_stride + unit * depth : nullptr, k, depth, aligned);
+    }
+};
+
+// One warp's part of rows·weightsᵀ. The order of the depth is free: a lane takes four values that lie side by side, which
+// makes its loads wide, and feeds them to the tiles as the columns of two strips of 8.
+template <class Shape, int Gates, bool Exact, class Source, class T>
+TBPTT_DEVICE void multiply_rows(const Source& source, const BlockWeights<T>& weights, std::int64_t depth,
+                                T (&sums)[Shape::row_tiles][Gates * Shape::unit_tiles][4]) {
+    const int g = lane_index() / 4, t = lane_index() % 4, split = warp_index() % Shape::splits;
+    const std::int64_t strips = (depth + 15) / 16;
+    const std::int64_t begin = strips * split / Shape::splits, end = strips * (split + 1) / Shape::splits;
+    for (std::int64_t strip = begin; strip < end; ++strip) {
+        const std::int64_t k = strip * 16 + 4 * t;
+        Four<T> top[Shape::row_tiles], bottom[Shape::row_tiles];
+#pragma unroll
+        for (int i = 0; i < Shape::row_tiles; ++i) {
+            top[i] = source.load(i, 0, k);
+            bottom[i] = source.load(i, 1, k);
+        }
+#pragma unroll
+        for (int gate = 0; gate < Gates; ++gate)
+#pragma unroll
+            for (int unit = 0; unit < Shape::unit_tiles; ++unit) {
+                const Four<T> w = weights.template load<Shape::units>(gate, unit * tile_columns + g, k);
+#pragma unroll
+                for (int half = 0; half < 2; ++half) {
+                    const T b[2] = {w.v[2 * half], w.v[2 * half + 1]};
+#pragma unroll
+                    for (int i = 0; i < Shape::row_tiles; ++i) {
+                        const T a[4] = {top[i].v[2 * half], bottom[i].v[2 * half], top[i].v[2 * half + 1],
+                                        bottom[i].v[2 * half + 1]};
+                        multiply_add<Exact>(sums[i][gate * Shape::unit_tiles + unit], a, b);
+                    }
+                }
+            }
+    }
+}
+
+// What both walks know of their product.
+template <class T>
+struct WalkProduct {
+    Rows rows;
+    std::int64_t hidden;
+    std::int64_t depth;  // of the product
+    const T* weights;    // [gates · H, depth]: a row for each unit of each gate
+    bool aligned;        // all rows are multiples of 16 bytes
+    bool together;       // groups wait for one another, too: rows of one add to what rows of another do
+    unsigned* arrived;   // [groups], zeros
+    bool resident;       // found by `plan_walk`: the weights of a block stay in shared memory
+};
+
+// Values of the block's tile that wait for their cell, where several warps have parts of them.
+template <class T, class Shape, int Gates>
+constexpr std::size_t parts_bytes =
+    Shape::splits == 1 ? 0 : walk_warps * Shape::row_tiles * Gates * Shape::unit_tiles * 4 * warp_size * sizeof(T);
+
+// The weights of the block's units, to where `BlockWeights` looks for them.
+template <class T, class Shape, int Gates>
+TBPTT_DEVICE void keep_weights(const WalkProduct<T>& p, T* to) {
+    const std::int64_t stride = BlockWeights<T>::stride(p.depth);
+    const int first = static_cast<int>(blockIdx.x) * Shape::units, hidden = static_cast<int>(p.hidden);
+    for (int r = warp_index(); r < Gates * Shape::units; r += walk_warps) {
+        const int unit = first + r % Shape::units;
+        const T* from = p.weights + (std::int64_t{r / Shape::units} * hidden + unit) * p.depth;
+        for (std::int64_t k = lane_index(); k < stride; k += warp_size)
+            to[r * stride + k] = unit < hidden && k < p.depth ? from[k] : T(0);
+    }
+    __syncthreads();
+}
+
+// Rows of one tile at one lag.
+struct WalkTile {
+    int lag, live, first_row, first_unit;
+};
+
+// The rows of a warp's tiles, by where they lie in the memory of the device.
+template <class T, class Shape>
+class RowsInMemory {
+   public:
+    template <class Pass>
+    TBPTT_DEVICE RowsInMemory(const WalkProduct<T>& p, const Pass& pass, const WalkTile& at)
+        : depth_(p.depth), aligned_(p.aligned) {
+#pragma unroll
+        for (int i = 0; i < Shape::row_tiles; ++i)
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                const int row = at.first_row + Shape::warp_first() + i * tile_rows + half * 8 + lane_index() / 4;
+                rows_[i][half] = row < at.live ? pass.source(row, at.lag) : nullptr;
+            }
+    }
+
+    TBPTT_DEVICE bool any() const {
+        bool found = false;
+#pragma unroll
+        for (int i = 0; i < Shape::row_tiles; ++i) found = found || rows_[i][0] || rows_[i][1];
+        return found;
+    }
+
+    TBPTT_DEVICE Four<T> load(int tile, int half, std::int64_t k) const {
+        return load_four(rows_[tile][half], k, depth_, aligned_);
+    }
+
+   private:
+    const T* rows_[Shape::row_tiles][2];
+    const std::int64_t depth_;
+    const bool aligned_;
+};
+
+// What a block does with one tile at one lag. A pass has
+//   const T* source(row, lag)                            the values of the row's last step, or null
+//   Fetched fetch(row, lag, unit)                        what the cell needs beside the product: nothing that other threads of
+//                                                        the launch write, so that it is read before they are waited for
+//   finish(row, lag, unit, sums[Gates], fetched, left)   the cell; `left` is what the next step's product takes
+// Lags of one row and unit are always the same thread's.
+template <class T, class Shape, int Gates, bool Exact, class Pass>
+class TileWork {
+    static constexpr int columns = Gates * Shape::unit_tiles;
+
+   public:
+    TBPTT_DEVICE TileWork(const WalkProduct<T>& p, const Pass& pass)
+        : p_(p),
+          pass_(pass),
+          hidden_(static_cast<int>(p.hidden)),
+          weights_(shared_memory<T>()),
+          parts_(weights_ + (p.resident ? Gates * Shape::units * BlockWeights<T>::stride(p.depth) : 0)) {
+        if (p.resident) keep_weights<T, Shape, Gates>(p, weights_);
+    }
+
+    // Shared memory that is free for others.
+    TBPTT_DEVICE T* free_memory() const { return parts_ + parts_bytes<T, Shape, Gates> / sizeof(T); }
+
+    // Each warp has the whole depth of its rows: the cell takes the sums from its registers.
+    template <class Source>
+    TBPTT_DEVICE void by_warps(const WalkTile& at, const Source& source) const {
+        T sums[Shape::row_tiles][columns][4] = {};
+        multiply(at, source, sums);
+#pragma unroll
+        for (int i = 0; i < Shape::row_tiles; ++i)
+#pragma unroll
+            for (int tile = 0; tile < Shape::unit_tiles; ++tile)
+#pragma unroll
+                for (int v = 0; v < 4; ++v) {
+                    const int row = at.first_row + Shape::warp_first() + i * tile_rows + lane_index() / 4 + v / 2 * 8,
+                              unit = at.first_unit + tile * tile_columns + lane_index() % 4 * 2 + v % 2;
+                    T values[Gates], left[Pass::left];
+#pragma unroll
+                    for (int gate = 0; gate < Gates; ++gate) values[gate] = sums[i][gate * Shape::unit_tiles + tile][v];
+                    if (row < at.live && unit < hidden_)
+                        pass_.finish(row, at.lag, unit, values, pass_.fetch(row, at.lag, unit), left);
+                }
+    }
+
+    // Several warps have parts of the depth, which meet in shared memory [split][gate and tile][row][unit]. wait_for() waits for
+    // the last step and returns the source, keep(row, unit, left) takes what this step leaves; both count in the tile.
+    template <class WaitFor, class Keep>
+    TBPTT_DEVICE void by_block(const WalkTile& at, const WaitFor& wait_for, const Keep& keep) const {
+        constexpr int count = Shape::rows * Shape::units, each = (count + walk_threads - 1) / walk_threads;
+        const auto for_mine = [&](auto found) {
+#pragma unroll
+            for (int n = 0; n < each; ++n) {
+                const int i = static_cast<int>(threadIdx.x) + n * walk_threads, row = i / Shape::units,
+                          unit = i % Shape::units;
+                if (i < count && at.first_row + row < at.live && at.first_unit + unit < hidden_) found(n, row, unit);
+            }
+        };
+        typename Pass::Fetched fetched[each] = {};
+        for_mine([&](int n, int row, int unit) {
+            fetched[n] = pass_.fetch(at.first_row + row, at.lag, at.first_unit + unit);
+        });
+        T sums[Shape::row_tiles][columns][4] = {};
+        multiply(at, wait_for(), sums);
+        const int split = warp_index() % Shape::splits;
+#pragma unroll
+        for (int i = 0; i < Shape::row_tiles; ++i)
+#pragma unroll
+            for (int c = 0; c < columns; ++c)
+#pragma unroll
+                for (int v = 0; v < 4; ++v) {
+                    const int row = Shape::warp_first() + i * tile_rows + lane_index() / 4 + v / 2 * 8,
+                              unit = lane_index() % 4 * 2 + v % 2;
+                    parts_[part(split, c, row) + unit] = sums[i][c][v];
+                }
+        __syncthreads();
+        for_mine([&](int n, int row, int unit) {
+            T values[Gates], left[Pass::left];
+#pragma unroll
+            for (int gate = 0; gate < Gates; ++gate) {
+                const int column = gate * Shape::unit_tiles + unit / tile_columns;
+                values[gate] = 0;
+#pragma unroll
+                for (int s = 0; s < Shape::splits; ++s)
+                    values[gate] += parts_[part(s, column, row) + unit % tile_columns];
+            }
+            pass_.finish(at.first_row + row, at.lag, at.first_unit + unit, values, fetched[n], left);
+            keep(row, unit, left);
+        });
+        __syncthreads();  // before the next tile's parts
+    }
+
+   private:
+    template <class Source>
+    TBPTT_DEVICE void multiply(const WalkTile& at, const Source& source,
+                               T (&sums)[Shape::row_tiles][columns][4]) const {
+        if (!any_lane(source.any())) return;
+        const BlockWeights<T> weights{p_.resident ? weights_ : nullptr,
+                                      p_.weights + at.first_unit * p_.depth,
+                                      p_.depth,
+                                      hidden_ * p_.depth,
+                                      hidden_ - at.first_unit,
+                                      p_.aligned};
+        multiply_rows<Shape, Gates, Exact>(source, weights, p_.depth, sums);
+    }
+
+    static TBPTT_DEVICE int part(int split, int column, int row) {
+        return ((split * columns + column) * Shape::rows + row) * tile_columns;
+    }
+
+    const WalkProduct<T>& p_;
+    const Pass& pass_;
+    const int hidden_;
+    T *const weights_, *const parts_;
+};
+
+// The walk of a grid whose blocks are all at work: steps meet in the memory of the device.
+template <class T, class Shape, int Gates, bool Exact, class Pass>
+TBPTT_DEVICE void walk_in_grid(const WalkProduct<T>& p, const Pass& pass) {
+    using Source = RowsInMemory<T, Shape>;
+    const TileWork<T, Shape, Gates, Exact, Pass> work(p, pass);
+    const int unit_blocks = (static_cast<int>(p.hidden) + Shape::units - 1) / Shape::units;
+    unsigned passed = 0;
+    for (int lag = 0;; ++lag) {
+        const int live = p.rows.live(lag);
+        if (live == 0) break;
+        bool waits = lag > 0;
+        const auto wait = [&] {
+            if (waits)
+                wait_for_blocks(p.arrived + (p.together ? 0 : blockIdx.y),
+                                p.together ? gridDim.x * gridDim.y : gridDim.x, passed);
+            waits = false;
+        };
+        for (int block = static_cast<int>(blockIdx.x); block < unit_blocks; block += static_cast<int>(gridDim.x))
+            for (int first = static_cast<int>(blockIdx.y) * Shape::rows; first < live;
+                 first += static_cast<int>(gridDim.y) * Shape::rows) {
+                const WalkTile at{lag, live, first, block * Shape::units};
+                const auto wait_for = [&] {
+                    wait();
+                    return Source(p, pass, at);
+                };
+                if (Shape::splits == 1)
+                    work.by_warps(at, wait_for());
+                else
+                    work.by_block(at, wait_for, [](int, int, const T*) {});
+            }
+        wait();
+    }
+}
+
+// The most groups that a walk may have, for their counters.
+constexpr std::int64_t most_groups = 1024;
+
+// How a walk is laid out on the current device: each block keeps the weights of its units if they fit and no block has more
+// units than those. Rows: as many as there are if masks cut nothing.
+template <class T, class Shape, int Gates>
+Grid plan_walk(const void* kernel, WalkProduct<T>& p, std::int64_t rows) {
+    const std::size_t weights =
+        static_cast<std::size_t>(Gates * Shape::units * BlockWeights<T>::stride(p.depth)) * sizeof(T);
+    const std::int64_t unit_blocks = divide_up(p.hidden, Shape::units), row_blocks = divide_up(rows, Shape::rows);
+    Grid grid;
+    grid.threads = walk_threads;
+    grid.together = true;
+    grid.shared_bytes = parts_bytes<T, Shape, Gates> + weights;
+    p.resident = grid.shared_bytes <= current_device().shared_bytes &&
+                 unit_blocks <= blocks_together(kernel, grid.threads, grid.shared_bytes);
+    if (!p.resident) grid.shared_bytes -= weights;
+    const std::int64_t most = blocks_together(kernel, grid.threads, grid.shared_bytes);
+    if (most < 1) throw std::runtime_error("a recurrent layer's kernel does not fit on this device");
+    grid.x = static_cast<unsigned>(unit_blocks < most ? unit_blocks : most);
+    const std::int64_t groups = most / grid.x < most_groups ? most / grid.x : most_groups;
+    grid.y = static_cast<unsigned>(groups < row_blocks ? groups : row_blocks);
+    return grid;
+}
+
+}  // namespace cuda
+}  // namespace tbptt

@@ -1,0 +1,361 @@
+// The backward pass of a recurrent layer, for every cell and every truncation.
+//
+// Windows and segments are rows of one batch. At lag j one product over all live rows carries the gates' gradients back by one
+// step, with the cell's backward behind it. What it leaves, dgates [T·B, …], is summed over windows; then each weight gradient
+// is one product over all rows, however many windows there were.
+#pragma once
+
+#include "api.h"
+#include "column_sums.h"
+#include "product.h"
+#include "recurrent_cluster.h"
+
+namespace tbptt {
+namespace cuda {
+
+template <class T>
+struct BackwardWalk {
+    WalkProduct<T> product;
+    const T *h0, *c0;  // or null
+    const std::uint8_t* is_init;
+    const T* carry_scale;                     // or null
+    const T *out, *saved;                     // the tape
+    const T *grad_out, *grad_h_n, *grad_c_n;  // or null
+    T* dgates;                                // out = [T·B, gate gradients · H]; += where windows overlap
+    T* own;                                   // where they do: [2, rows, gate gradients · H], by the lag's parity
+    std::int64_t own_rows;
+    T* carry;              // [rows, H]
+    T *grad_h0, *grad_c0;  // out +=
+};
+
+template <class T, template <class> class CellOf>
+struct BackwardPass {
+    using Cell = CellOf<ScalarMath<T>>;
+    static constexpr CellShape cell = Cell::shape;
+    static constexpr int kept = cell.kept(), recurrent_first = cell.recurrent_first();
+
+    const BackwardWalk<T>& p;
+
+    TBPTT_DEVICE std::int64_t place(const Segment& s, int lag) const {
+        return std::int64_t{s.origin - lag} * p.product.rows.batch + s.batch;
+    }
+
+    // Where the row's own dgates of this lag lie: in the sum itself if no other window adds to it.
+    TBPTT_DEVICE T* gradients_of(int row, const Segment& s, int lag) const {
+        const std::int64_t size = cell.gate_gradients * p.product.hidden;
+        return p.own ? p.own + (lag % 2 * p.own_rows + row) * size : p.dgates + place(s, lag) * size;
+    }
+
+    TBPTT_DEVICE const T* source(int row, int lag) const {
+        if (lag == 0) return nullptr;
+        return gradients_of(row, p.product.rows[row], lag - 1) + recurrent_first * p.product.hidden;
+    }
+
+    // The state that entered this place: of `others` [T·B] in rows of `stride`.
+    TBPTT_DEVICE T state_before(const Segment& s, std::int64_t at, int unit, const T* initial, const T* others,
+                                std::int64_t stride) const {
+        const std::int64_t batch = p.product.rows.batch;
+        if (p.is_init && p.is_init[at] != 0) return T(0);
+        if (at < batch) return initial ? initial[s.batch * p.product.hidden + unit] : T(0);
+        return others[(at - batch) * stride + unit];
+    }
+
+    static constexpr int left = cell.gates;
+    struct Fetched {
+        T factor;     // of what the later step passes back
+        T dh, carry;  // from the loss, or behind the last step; the carry by the later step, too
+        T saved[cell.saved + 1], h, c, h_before, c_before;
+    };
+
+    TBPTT_DEVICE Fetched fetch(int row, int lag, int unit) const {
+        const Segment s = p.product.rows[row];
+        const int step = s.origin - lag;
+        const std::int64_t at = place(s, lag), batch = p.product.rows.batch, hidden = p.product.hidden,
+                           state = s.batch * hidden + unit;
+        Fetched f{};
+        f.factor = lag > 0 && p.carry_scale ? p.carry_scale[at + batch] : T(1);
+        if (cell.has_carry && lag > 0) f.carry = p.carry[row * hidden + unit] * f.factor;
+        if (step < 0) return f;
+        if (p.grad_out && step >= s.inject_from) f.dh = p.grad_out[at * hidden + unit];
+        if (lag == 0 && step == p.product.rows.steps - 1) {
+            if (p.grad_h_n) f.dh += p.grad_h_n[state];
+            if (cell.has_c && p.grad_c_n) f.carry += p.grad_c_n[state];
+        }
+        const T* from = p.saved + at * kept * hidden + unit;
+#pragma unroll
+        for (int v = 0; v < cell.saved; ++v) f.saved[v] = from[v * hidden];
+        if (cell.saved == 0) f.h = p.out[at * hidden + unit];
+        if (cell.candidate_apart) f.h_before = state_before(s, at, unit, p.h0, p.out, hidden);
+        if (cell.has_c) {
+            f.c = from[cell.saved * hidden];
+            f.c_before = state_before(s, at, unit, p.c0, p.saved + cell.saved * hidden, kept * hidden);
+        }
+        return f;
+    }
+
+    TBPTT_DEVICE void finish(int row, int lag, int unit, const T (&sums)[1], const Fetched& f, T (&next)[left]) const {
+        const Segment s = p.product.rows[row];
+        const std::int64_t at = place(s, lag), hidden = p.product.hidden, state = s.batch * hidden + unit;
+        const T dh = lag > 0 ? f.dh + sums[0] * f.factor : f.dh;
+        if (s.origin < lag) {  // the initial state
+            // Other windows may have added, in other blocks.
+            const T by_h = cell.has_carry && !cell.has_c ? dh + f.carry : dh;
+            p.grad_h0[state] = load_shared_by_grid(p.grad_h0 + state) + by_h;
+            if (cell.has_c) p.grad_c0[state] = load_shared_by_grid(p.grad_c0 + state) + f.carry;
+            for (int g = 0; g < left; ++g) next[g] = T(0);
+            return;
+        }
+        T gates[cell.gate_gradients], carry_out = 0;
+        Cell::backward(f.saved, f.h, f.h_before, f.c_before, f.c, dh, f.carry, gates, carry_out);
+        if (cell.has_carry) p.carry[row * hidden + unit] = carry_out;
+        T* to = gradients_of(row, s, lag) + unit;
+#pragma unroll
+        for (int g = 0; g < cell.gate_gradients; ++g) to[g * hidden] = gates[g];
+#pragma unroll
+        for (int g = 0; g < left; ++g) next[g] = gates[recurrent_first + g];
+        if (!p.own) return;
+        T* sum = p.dgates + at * cell.gate_gradients * hidden + unit;
+        // Another block may have written it at an earlier lag.
+#pragma unroll
+        for (int g = 0; g < cell.gate_gradients; ++g)
+            sum[g * hidden] = load_shared_by_grid(sum + g * hidden) + gates[g];
+    }
+};
+
+template <class T, template <class> class CellOf, class Shape, bool Exact>
+__global__ __launch_bounds__(walk_threads, 1) void walk_backward(const BackwardWalk<T> p) {
+    using Pass = BackwardPass<T, CellOf>;
+    walk_in_grid<T, Shape, 1, Exact>(p.product, Pass{p});
+}
+
+// The states that entered every place [T·B, H].
+template <class T>
+struct StatesBefore {
+    std::int64_t places, batch, hidden;
+    const T *out, *h0;  // h0 or null
+    const std::uint8_t* is_init;
+    T* states;  // out =
+};
+
+template <class T>
+__global__ void find_states_before(const StatesBefore<T> p) {
+    for (std::int64_t i = global_index(); i < p.places * p.hidden; i += global_count()) {
+        const std::int64_t at = i / p.hidden;
+        const bool zero = (p.is_init && p.is_init[at] != 0) || (at < p.batch && !p.h0);
+        p.states[i] = zero ? T(0) : at < p.batch ? p.h0[i] : p.out[i - p.batch * p.hidden];
+    }
+}
+
+template <class T>
+struct Transposition {
+    std::int64_t rows, columns;
+    const T* from;          // [rows, columns]
+    std::int64_t rotation;  // of the rows: row r of `from` is column (r + rotation) % rows of `to`
+    T* to;                  // out = [columns, rows]
+};
+
+template <class T>
+__global__ void transpose(const Transposition<T> p) {
+    constexpr int side = 32;
+    T* tile = shared_memory<T>();  // [side][side + 1]
+    const std::int64_t row = std::int64_t{blockIdx.x} * side, column = std::int64_t{blockIdx.y} * side;
+    for (int i = static_cast<int>(threadIdx.x); i < side * side; i += static_cast<int>(blockDim.x)) {
+        const std::int64_t r = row + i / side, c = column + i % side;
+        if (r < p.rows && c < p.columns) tile[i / side * (side + 1) + i % side] = p.from[r * p.columns + c];
+    }
+    __syncthreads();
+    for (int i = static_cast<int>(threadIdx.x); i < side * side; i += static_cast<int>(blockDim.x)) {
+        const std::int64_t r = row + i % side, c = column + i / side;
+        if (r < p.rows && c < p.columns)
+            p.to[c * p.rows + (r + p.rotation) % p.rows] = tile[i % side * (side + 1) + i / side];
+    }
+}
+
+template <class T>
+void turn(const Transposition<T>& p, const Call& call) {
+    constexpr int side = 32;
+    Grid grid;
+    grid.x = static_cast<unsigned>(divide_up(p.rows, side));
+    grid.y = static_cast<unsigned>(divide_up(p.columns, side));
+    grid.shared_bytes = side * (side + 1) * sizeof(T);
+    launch(&transpose<T>, grid, call.stream, p);
+}
+
+template <class T, template <class> class CellOf, bool Exact>
+__global__ __launch_bounds__(walk_threads, 1) void cluster_backward(const BackwardWalk<T> p) {
+    using Pass = BackwardPass<T, CellOf>;
+    walk_in_cluster<T, 1, Exact>(p.product, Pass{p});
+}
+
+template <class T, template <class> class CellOf, class Shape, bool Exact>
+void launch_backward(BackwardWalk<T>& p, std::int64_t rows, const Call& call) {
+    using Pass = BackwardPass<T, CellOf>;
+    const auto cluster = &cluster_backward<T, CellOf, Exact>;
+    Grid grid;
+    if (plan_cluster<T, 1, Pass::left>(reinterpret_cast<const void*>(cluster), p.product, rows, grid))
+        return launch(cluster, grid, call.stream, p);
+    const auto kernel = &walk_backward<T, CellOf, Shape, Exact>;
+    grid = plan_walk<T, Shape, 1>(reinterpret_cast<const void*>(kernel), p.product, rows);
+    launch(kernel, grid, call.stream, p);
+}
+
+// After the walk: every gradient by weights and by x is one product over all steps.
+template <class T>
+class RecurrentGradients {
+   public:
+    RecurrentGradients(const RecurrentBackward<T>& p, const CellShape& cell, const T* dgates, const Call& call)
+        : p_(p),
+          shape_(p.layer.shape),
+          cell_(cell),
+          dgates_(dgates),
+          stride_(cell.gate_gradients * shape_.hidden),
+          places_(shape_.steps * shape_.batch),
+          call_(call) {}
+
+    void run() {
+        const std::int64_t hidden = shape_.hidden, columns = cell_.gates * hidden, others = columns - hidden;
+        by_x();
+        if (cell_.candidate_apart) {
+            // dgates begin with the candidate's input part, which is the weights' last block
+            by_inputs(hidden, others, 0);
+            by_inputs(0, hidden, others);
+        } else {
+            by_inputs(0, columns, 0);
+        }
+        by_states();
+    }
+
+   private:
+    void by_x() {
+        const std::int64_t inputs = shape_.inputs, columns = cell_.gates * shape_.hidden;
+        // dgates begin with the candidate where it is apart: the weights' last block
+        const Scratch<T> weights(columns * inputs, call_.stream);
+        turn(
+            Transposition<T>{columns, inputs, p_.layer.w_ih, columns - cell_.input_rotation() * shape_.hidden, weights},
+            call_);
+        Product<T> p{};
+        p.rows = places_;
+        p.columns = inputs;
+        p.depth = columns;
+        p.along = true;
+        p.a = dgates_ + cell_.input_first() * shape_.hidden;
+        p.a_stride = stride_;
+        p.b = weights;
+        p.b_stride = columns;
+        p.c = p_.grad_x;
+        p.c_stride = inputs;
+        multiply(p, call_);
+    }
+
+    // By the rows `to` … of W_ih, from as many columns of dgates.
+    void by_inputs(std::int64_t first, std::int64_t count, std::int64_t to) {
+        by_weights(dgates_ + first, count, p_.layer.x, shape_.inputs, places_, p_.grad_w_ih + to * shape_.inputs);
+        if (p_.grad_b_ih) by_bias(dgates_ + first, count, p_.grad_b_ih + to);
+    }
+
+    void by_states() {
+        const std::int64_t hidden = shape_.hidden, columns = cell_.gates * hidden;
+        const T* dgates = dgates_ + cell_.recurrent_first() * hidden;
+        if (p_.grad_b_hh) by_bias(dgates, columns, p_.grad_b_hh);
+        if (!p_.layer.h0 && !p_.layer.is_init) {
+            // The states before are the output, a step later; zeros before step 0 add nothing.
+            by_weights(dgates + shape_.batch * stride_, columns, p_.tape.h, hidden, places_ - shape_.batch,
+                       p_.grad_w_hh);
+            return;
+        }
+        const Scratch<T> states(places_ * hidden, call_.stream);
+        const StatesBefore<T> before{places_, shape_.batch, hidden, p_.tape.h, p_.layer.h0, p_.layer.is_init, states};
+        launch(&find_states_before<T>, grid_for(places_ * hidden), call_.stream, before);
+        by_weights(dgates, columns, static_cast<const T*>(states), hidden, places_, p_.grad_w_hh);
+    }
+
+    void by_weights(const T* dgates, std::int64_t rows, const T* values, std::int64_t columns, std::int64_t places,
+                    T* to) {
+        Product<T> p{};
+        p.rows = rows;
+        p.columns = columns;
+        p.depth = places;
+        p.a = dgates;
+        p.a_stride = stride_;
+        p.b = values;
+        p.b_stride = columns;
+        p.c = to;
+        p.c_stride = columns;
+        multiply(p, call_);
+    }
+
+    void by_bias(const T* dgates, std::int64_t count, T* to) {
+        ColumnSums<T> p{};
+        p.rows = places_;
+        p.columns = count;
+        p.matrix = dgates;
+        p.stride = stride_;
+        p.sums = to;
+        add_columns(p, call_);
+    }
+
+    const RecurrentBackward<T>& p_;
+    const RecurrentShape& shape_;
+    const CellShape cell_;
+    const T* dgates_;
+    const std::int64_t stride_, places_;
+    const Call& call_;
+};
+
+template <class T, template <class> class CellOf>
+void run_backward(const RecurrentBackward<T>& p, Truncation truncation, const Call& call) {
+    constexpr CellShape cell = CellOf<ScalarMath<T>>::shape;
+    const RecurrentLayer<T>& layer = p.layer;
+    const RecurrentShape& shape = layer.shape;
+    const std::int64_t places = shape.steps * shape.batch, hidden = shape.hidden, columns = cell.gates * hidden,
+                       gradients = cell.gate_gradients * hidden;
+    // A window with all losses is the sequence, whatever its reach; a reach of two sequences reaches the first step from all.
+    const int steps = static_cast<int>(shape.steps);
+    const bool overlapping = truncation.k1 < truncation.k2 && truncation.k1 < steps;
+    const int k1 = truncation.k1 < steps ? static_cast<int>(truncation.k1) : steps,
+              k2 = !overlapping                      ? k1
+                   : truncation.k2 < 2 * shape.steps ? static_cast<int>(truncation.k2)
+                                                     : 2 * steps;
+    const SegmentRules<T> rules{steps, static_cast<int>(shape.batch), k1, k2, true, layer.is_init, p.carry_scale};
+    const FoundRows<T> found(rules, call);
+
+    const Scratch<T> weights(columns * hidden, call.stream), dgates(places * gradients, call.stream),
+        own(overlapping ? 2 * found.most() * gradients : 0, call.stream),
+        carry(cell.has_carry ? found.most() * hidden : 0, call.stream);
+    const Scratch<unsigned> arrived(most_groups, call.stream);
+    set_bytes(arrived, 0, most_groups * sizeof(unsigned), call.stream);
+    const auto clear = [&](T* to, std::int64_t count) {
+        set_bytes(to, 0, static_cast<std::size_t>(count) * sizeof(T), call.stream);
+    };
+    if (overlapping) clear(dgates, places * gradients);
+    clear(p.grad_h0, shape.batch * hidden);
+    if (cell.has_c) clear(p.grad_c0, shape.batch * hidden);
+
+    turn(Transposition<T>{columns, hidden, layer.w_hh, 0, weights}, call);
+
+    BackwardWalk<T> walk{};
+    walk.product = {found.rows(), hidden, columns, weights, hidden % 4 == 0, overlapping, arrived, false};
+    walk.h0 = layer.h0;
+    walk.c0 = layer.c0;
+    walk.is_init = layer.is_init;
+    walk.carry_scale = p.carry_scale;
+    walk.out = p.tape.h;
+    walk.saved = p.tape.saved;
+    walk.grad_out = p.grad_out;
+    walk.grad_h_n = p.grad_h_n;
+    walk.grad_c_n = p.grad_c_n;
+    walk.dgates = dgates;
+    walk.own = own;
+    walk.own_rows = found.most();
+    walk.carry = carry;
+    walk.grad_h0 = p.grad_h0;
+    walk.grad_c0 = p.grad_c0;
+    choose_walk<T>(found.expected(), call, [&](auto shapes, auto exact) {
+        launch_backward<T, CellOf, typename decltype(shapes)::Backward, decltype(exact)::value>(walk, found.expected(),
+                                                                                                call);
+    });
+    RecurrentGradients<T>(p, cell, dgates, call).run();
+}
+
+}  // namespace cuda
+}  // namespace tbptt

@@ -1,0 +1,181 @@
+// The forward pass of a recurrent layer, for every cell: the product of all inputs at once, then the walk over the steps with
+// the cell behind the recurrent product.
+#pragma once
+
+#include "api.h"
+#include "product.h"
+#include "recurrent_cluster.h"
+
+namespace tbptt {
+namespace cuda {
+
+template <class T>
+struct ForwardWalk {
+    WalkProduct<T> product;
+    const T *h0, *c0;  // or null
+    const std::uint8_t* is_init;
+    T* gates;                   // the inputs' part with the biases [T·B, gates · H], in rows of `gates_stride`
+    std::int64_t gates_stride;  //
+    const T* candidate_bias;    // [H] or null, of a candidate apart
+    T* out;                     // out =
+    T* saved;                   // out = [T·B, kept, H], or null. The gates may lie there.
+    T* c_rows;                  // [rows, H] where nothing is saved
+    T* c_n;                     // out =
+};
+
+template <class T, template <class> class CellOf>
+struct ForwardPass {
+    using Cell = CellOf<ScalarMath<T>>;
+    static constexpr CellShape cell = Cell::shape;
+    static constexpr int kept = cell.kept();
+
+    const ForwardWalk<T>& p;
+
+    TBPTT_DEVICE std::int64_t place(const Segment& s, int lag) const {
+        return std::int64_t{s.origin + lag} * p.product.rows.batch + s.batch;
+    }
+    // Whether the state before this place is what the caller gave, or zeros; a reset selects: 0·NaN never enters.
+    TBPTT_DEVICE bool resets(std::int64_t at) const { return p.is_init && p.is_init[at] != 0; }
+
+    TBPTT_DEVICE const T* state_before(const Segment& s, int lag, const T* initial, const T* others,
+                                       std::int64_t stride) const {
+        const std::int64_t at = place(s, lag), batch = p.product.rows.batch;
+        if (resets(at)) return nullptr;
+        if (at < batch) return initial ? initial + s.batch * p.product.hidden : nullptr;
+        return others ? others + (at - batch) * stride : nullptr;
+    }
+
+    TBPTT_DEVICE const T* source(int row, int lag) const {
+        return state_before(p.product.rows[row], lag, p.h0, p.out, p.product.hidden);
+    }
+
+    static constexpr int left = 1;
+    struct Fetched {
+        bool begins;  // in zeros, which meet no weights: 0·NaN never enters
+        T input[cell.gates], h_before, c_before;
+    };
+
+    TBPTT_DEVICE Fetched fetch(int row, int lag, int unit) const {
+        const Segment s = p.product.rows[row];
+        const std::int64_t at = place(s, lag), hidden = p.product.hidden;
+        Fetched f{};
+#pragma unroll
+        for (int g = 0; g < cell.gates; ++g) f.input[g] = p.gates[at * p.gates_stride + g * hidden + unit];
+        const T* state = state_before(s, lag, p.h0, p.out, hidden);
+        f.begins = !state;
+        if (cell.candidate_apart && state) f.h_before = state[unit];
+        if (cell.has_c) {
+            const T* before =
+                state_before(s, lag, p.c0, p.saved ? p.saved + cell.saved * hidden : nullptr, kept * hidden);
+            if (!p.saved && lag > 0) before = p.c_rows + row * hidden;
+            if (before) f.c_before = before[unit];
+        }
+        return f;
+    }
+
+    TBPTT_DEVICE void finish(int row, int lag, int unit, T (&recurrent)[cell.gates], const Fetched& f,
+                             T (&next)[left]) const {
+        const Segment s = p.product.rows[row];
+        const std::int64_t at = place(s, lag), hidden = p.product.hidden;
+#pragma unroll
+        for (int g = 0; g < cell.gates; ++g) recurrent[g] = f.begins ? T(0) : recurrent[g];
+        if (cell.candidate_apart && p.candidate_bias) recurrent[cell.gates - 1] += p.candidate_bias[unit];
+        T saved[cell.saved + 1] = {}, h = 0, c = 0;
+        Cell::forward(f.input, recurrent, f.h_before, f.c_before, saved, h, c);
+        p.out[at * hidden + unit] = next[0] = h;
+        if (p.saved) {
+            T* to = p.saved + at * kept * hidden + unit;
+#pragma unroll
+            for (int v = 0; v < cell.saved; ++v) to[v * hidden] = saved[v];
+            if (cell.has_c) to[cell.saved * hidden] = c;
+        } else if (cell.has_c) {
+            p.c_rows[row * hidden + unit] = c;
+        }
+        if (cell.has_c && s.origin + lag == p.product.rows.steps - 1) p.c_n[s.batch * hidden + unit] = c;
+    }
+};
+
+template <class T, template <class> class CellOf, class Shape, bool Exact>
+__global__ __launch_bounds__(walk_threads, 1) void walk_forward(const ForwardWalk<T> p) {
+    using Pass = ForwardPass<T, CellOf>;
+    walk_in_grid<T, Shape, Pass::cell.gates, Exact>(p.product, Pass{p});
+}
+
+template <class T, template <class> class CellOf, bool Exact>
+__global__ __launch_bounds__(walk_threads, 1) void cluster_forward(const ForwardWalk<T> p) {
+    using Pass = ForwardPass<T, CellOf>;
+    walk_in_cluster<T, Pass::cell.gates, Exact>(p.product, Pass{p});
+}
+
+template <class T, template <class> class CellOf, class Shape, bool Exact>
+void launch_forward(ForwardWalk<T>& p, std::int64_t rows, const Call& call) {
+    using Pass = ForwardPass<T, CellOf>;
+    const auto cluster = &cluster_forward<T, CellOf, Exact>;
+    Grid grid;
+    if (plan_cluster<T, Pass::cell.gates, Pass::left>(reinterpret_cast<const void*>(cluster), p.product, rows, grid))
+        return launch(cluster, grid, call.stream, p);
+    const auto kernel = &walk_forward<T, CellOf, Shape, Exact>;
+    grid = plan_walk<T, Shape, Pass::cell.gates>(reinterpret_cast<const void*>(kernel), p.product, rows);
+    launch(kernel, grid, call.stream, p);
+}
+
+template <class T, template <class> class CellOf>
+void run_forward(const RecurrentForward<T>& p, const Call& call) {
+    constexpr CellShape cell = CellOf<ScalarMath<T>>::shape;
+    const RecurrentLayer<T>& layer = p.layer;
+    const RecurrentShape& shape = layer.shape;
+    const std::int64_t places = shape.steps * shape.batch, hidden = shape.hidden, columns = cell.gates * hidden;
+    const SegmentRules<T> rules{static_cast<int>(shape.steps),
+                                static_cast<int>(shape.batch),
+                                static_cast<int>(shape.steps),
+                                static_cast<int>(shape.steps),
+                                false,
+                                layer.is_init,
+                                nullptr};
+    const FoundRows<T> found(rules, call);
+
+    // The inputs' part goes where the walk leaves what it keeps: to the tape, or with one gate to the output.
+    const bool in_tape = p.tape.saved && cell.saved >= cell.gates, in_out = cell.gates == 1;
+    const Scratch<T> own_gates(in_tape || in_out ? 0 : places * columns, call.stream);
+    const Scratch<T> c_rows(cell.has_c && !p.tape.saved ? found.most() * hidden : 0, call.stream);
+    const Scratch<unsigned> arrived(most_groups, call.stream);
+    if (shape.steps > 1) set_bytes(arrived, 0, most_groups * sizeof(unsigned), call.stream);
+
+    ForwardWalk<T> walk{};
+    walk.product = {found.rows(), hidden, hidden, layer.w_hh, false, false, arrived, false};
+    walk.product.aligned =
+        hidden % 4 == 0 && is_aligned(layer.w_hh) && is_aligned(p.out) && (!layer.h0 || is_aligned(layer.h0));
+    walk.h0 = layer.h0;
+    walk.c0 = layer.c0;
+    walk.is_init = layer.is_init;
+    walk.gates = in_tape ? p.tape.saved : in_out ? p.out : static_cast<T*>(own_gates);
+    walk.gates_stride = in_tape ? cell.kept() * hidden : columns;
+    walk.candidate_bias = cell.candidate_apart && layer.b_hh ? layer.b_hh + (cell.gates - 1) * hidden : nullptr;
+    walk.out = p.out;
+    walk.saved = cell.kept() > 0 ? p.tape.saved : nullptr;
+    walk.c_rows = c_rows;
+    walk.c_n = p.c_n;
+
+    Product<T> inputs{};
+    inputs.rows = places;
+    inputs.columns = columns;
+    inputs.depth = shape.inputs;
+    inputs.along = true;
+    inputs.a = layer.x;
+    inputs.b = layer.w_ih;
+    inputs.a_stride = inputs.b_stride = shape.inputs;
+    inputs.bias = layer.b_ih;
+    inputs.bias_2 = layer.b_hh;
+    inputs.bias_2_count = cell.candidate_apart ? columns - hidden : columns;
+    inputs.c = walk.gates;
+    inputs.c_stride = walk.gates_stride;
+    multiply(inputs, call);
+
+    choose_walk<T>(found.expected(), call, [&](auto shapes, auto exact) {
+        launch_forward<T, CellOf, typename decltype(shapes)::Forward, decltype(exact)::value>(walk, found.expected(),
+                                                                                              call);
+    });
+}
+
+}  // namespace cuda
+}  // namespace tbptt

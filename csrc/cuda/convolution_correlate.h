@@ -131,7 +131,7 @@ class CorrelationTarget {
     }
 
    private:
-    TBPTT_DEVICE T finish(T value) const { return p_.relu ? relu_of(value) : value; }
+    TBPTT_DEVICE T finish(T value) const { return p_.relu ? ScalarMath<T>::relu(value) : value; }
 
     TBPTT_DEVICE std::int64_t place_of(int row) const {
         const Images& images = p_.target_images;

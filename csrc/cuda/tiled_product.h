@@ -58,7 +58,8 @@ struct ProductTile {
 
 // x for tensor cores that do not look at the last 13 bits. To cut them off alone would make every product smaller; with this
 // factor first, what is lost is nothing on the average over all mantissas, 0.73 of TF32's last place at most, and nothing at
-// all of a TF32 number. To round costs three instructions each, and there are as many values as products of tiles.
+// all of a TF32 number (below 3.4e38, where Inf begins). To round costs three instructions each, and there are as many values
+// as products of tiles.
 TBPTT_DEVICE float near_tf32(float x) {
     constexpr float factor = 1.0f + 0.72134752f / 2048;
 #ifdef TBPTT_EMULATED

@@ -69,10 +69,8 @@ TBPTT_DEVICE float near_tf32(float x) {
     if (x == x) bits &= ~0x1fffu;
     std::memcpy(&x, &bits, sizeof(bits));
     return x;
-#elif __CUDA_ARCH__ >= 800
-    return x * factor;
 #else
-    return x;
+    return x * factor;
 #endif
 }
 
@@ -83,8 +81,18 @@ struct Operand {
     T small[Exact ? N : 1];
 
     TBPTT_DEVICE void set(int i, float x) {
+#if !defined(TBPTT_EMULATED) && __CUDA_ARCH__ < 800
+        large[i] = x;  // float32 as it is
+#else
         large[i] = Exact ? to_tf32(x) : near_tf32(x);
-        if (Exact) small[i] = rest_of(x, large[i]);
+        if constexpr (Exact) {
+            // Inf and NaN are all in the small part, which no other small part meets: the rest of a finite number may be zero.
+            const float rest = x - large[i];
+            const bool finite = rest - rest == 0.0f;
+            small[i] = finite ? to_tf32(rest) : x;
+            large[i] = finite ? large[i] : 0.0f;
+        }
+#endif
     }
     TBPTT_DEVICE void set(int i, double x) { large[i] = x; }
 };

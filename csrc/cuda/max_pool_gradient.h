@@ -88,7 +88,7 @@ struct MaxPoolGather {
 };
 
 template <class T, int L>
-__global__ void __launch_bounds__(pool_threads) max_pool_values(const MaxPoolGather<T> p) {
+__global__ void __launch_bounds__(pool_threads, 3) max_pool_values(const MaxPoolGather<T> p) {
     Reach reach = no_reach();
     for (int i = static_cast<int>(threadIdx.x); i < p.part_count; i += static_cast<int>(blockDim.x))
         reach = join(reach, p.parts[i]);

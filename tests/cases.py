@@ -220,9 +220,11 @@ def run(
     return named | {f"grad_{name}": value for name, value in grads.items()}
 
 
-def compare(problem: Problem, actual: dict[str, Any], expected: dict[str, Any]) -> None:
-    """Every result within its tolerance; the dtype of the problem decides eps."""
-    eps = float(np.finfo(problem.x.dtype).eps)
+def compare(
+    problem: Problem, actual: dict[str, Any], expected: dict[str, Any], eps: float | None = None
+) -> None:
+    """Every result within its tolerance; eps is that of the problem's dtype unless given."""
+    eps = float(np.finfo(problem.x.dtype).eps) if eps is None else eps
     assert actual.keys() == expected.keys()
     for name, value in actual.items():
         kind = "gradient" if name.startswith("grad_") else "forward"

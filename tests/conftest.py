@@ -1,4 +1,4 @@
-"""Fixtures that force an instruction set and a number of threads; skips that are failures."""
+"""Fixtures that force an instruction set, threads or a device; skips that are failures."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 import tbptt_fast
+
+from .cuda_cases import NO_GPU, CudaDevice, Device, EmulatedDevice
 
 
 @pytest.fixture(params=tbptt_fast.available_isas())
@@ -26,9 +28,33 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
         yield request.param
 
 
+@pytest.fixture
+def emulated(monkeypatch: pytest.MonkeyPatch) -> Iterator[EmulatedDevice]:
+    """The CUDA kernels on the host, in place of the module for GPUs."""
+    device = EmulatedDevice(monkeypatch)
+    yield device
+    device.close()
+
+
+@pytest.fixture(params=["emulated", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> Device:
+    """The emulated device, and a real one where there is one."""
+    if request.param == "emulated":
+        found: EmulatedDevice = request.getfixturevalue("emulated")
+        return found
+    return CudaDevice()
+
+
+def _must_not_skip(report: pytest.TestReport) -> bool:
+    """Oracles are required where TBPTT_FAST_REQUIRE_ORACLES says so, GPUs by ..._REQUIRE_GPU."""
+    gpu = isinstance(report.longrepr, tuple) and NO_GPU in report.longrepr[2]
+    name = "TBPTT_FAST_REQUIRE_GPU" if gpu else "TBPTT_FAST_REQUIRE_ORACLES"
+    return bool(os.environ.get(name))
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """With TBPTT_FAST_REQUIRE_ORACLES a run that skipped something has failed: -rs says what."""
+    """Required tests that were skipped have failed: -rs says which."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
-    if os.environ.get("TBPTT_FAST_REQUIRE_ORACLES") and reporter and reporter.stats.get("skipped"):
+    if reporter and any(map(_must_not_skip, reporter.stats.get("skipped", ()))):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED

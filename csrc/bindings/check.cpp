@@ -1,6 +1,7 @@
 // The checks of check.h.
 #include "check.h"
 
+#include <algorithm>
 #include <limits>
 
 #include "../memory.h"
@@ -21,11 +22,13 @@ std::string format_shape(const int64_t* shape, std::size_t rank) {
     return text + "]";
 }
 
+std::string format_shape(Shape shape) { return format_shape(shape.extents, static_cast<std::size_t>(shape.rank)); }
+
 std::string format_shape(std::initializer_list<int64_t> shape) { return format_shape(shape.begin(), shape.size()); }
 
-std::string format_shape(const py::array& array) {
-    return format_shape(array.shape(), static_cast<std::size_t>(array.ndim()));
-}
+Shape shape_of(const py::array& array) { return {array.shape(), array.ndim()}; }
+
+std::string format_shape(const py::array& array) { return format_shape(shape_of(array)); }
 
 std::string type_name(py::handle object) { return py::str(py::type::of(object).attr("__name__")); }
 
@@ -81,16 +84,23 @@ void check_dtype(const py::array& array, DType dtype, const Argument& argument) 
         argument.type_error(std::string("expected dtype ") + name_of(dtype) + ", got " + dtype_name(array));
 }
 
+void check_rank(Shape given, int64_t rank, const Argument& argument) {
+    if (given.rank != rank)
+        argument.value_error("expected " + std::to_string(rank) + " dimensions, got shape " + format_shape(given));
+}
+
+void check_shape(Shape given, std::initializer_list<int64_t> shape, const Argument& argument) {
+    const bool same =
+        static_cast<std::size_t>(given.rank) == shape.size() && std::equal(shape.begin(), shape.end(), given.extents);
+    if (!same) argument.value_error("expected shape " + format_shape(shape) + ", got " + format_shape(given));
+}
+
 void check_rank(const py::array& array, int64_t rank, const Argument& argument) {
-    if (array.ndim() != rank)
-        argument.value_error("expected " + std::to_string(rank) + " dimensions, got shape " + format_shape(array));
+    check_rank(shape_of(array), rank, argument);
 }
 
 void check_shape(const py::array& array, std::initializer_list<int64_t> shape, const Argument& argument) {
-    bool same = static_cast<std::size_t>(array.ndim()) == shape.size();
-    for (std::size_t i = 0; same && i < shape.size(); ++i)
-        same = array.shape(static_cast<py::ssize_t>(i)) == shape.begin()[i];
-    if (!same) argument.value_error("expected shape " + format_shape(shape) + ", got " + format_shape(array));
+    check_shape(shape_of(array), shape, argument);
 }
 
 Input<std::uint8_t> optional_mask(py::handle object, std::initializer_list<int64_t> shape, const Argument& argument) {

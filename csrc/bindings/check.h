@@ -24,9 +24,17 @@ struct Argument {
     [[noreturn]] void value_error(const std::string& message) const;
 };
 
+// The extents of an array, wherever it lies.
+struct Shape {
+    const int64_t* extents;
+    int64_t rank;
+};
+
 std::string format_shape(const int64_t* shape, std::size_t rank);
+std::string format_shape(Shape shape);
 std::string format_shape(std::initializer_list<int64_t> shape);
 std::string format_shape(const py::array& array);
+Shape shape_of(const py::array& array);
 std::string type_name(py::handle object);
 std::string dtype_name(const py::array& array);
 
@@ -42,6 +50,8 @@ constexpr DType dtype_of = std::is_same_v<T, float> ? DType::float32 : DType::fl
 const char* name_of(DType dtype);
 DType float_dtype(const py::array& array, const Argument& argument);
 
+void check_rank(Shape given, int64_t rank, const Argument& argument);
+void check_shape(Shape given, std::initializer_list<int64_t> shape, const Argument& argument);
 void check_rank(const py::array& array, int64_t rank, const Argument& argument);
 void check_shape(const py::array& array, std::initializer_list<int64_t> shape, const Argument& argument);
 

@@ -1,50 +1,17 @@
 // Arrays over the memory of another library's tensors, through the function table that its type offers: DLPack's C exchange
 // (https://dmlc.github.io/dlpack), which costs a tenth of the protocol's Python methods.
-#include <cstdint>
 #include <vector>
 
 #include "check.h"
+#include "dlpack.h"
 
 namespace tbptt::python {
 
 namespace {
 
-// The layouts are DLPack's, version 1.
-struct DlDevice {
-    std::int32_t type, id;
-};
-struct DlType {
-    std::uint8_t code, bits;
-    std::uint16_t lanes;
-};
-struct DlTensor {
-    void* data;
-    DlDevice device;
-    std::int32_t rank;
-    DlType dtype;
-    std::int64_t* shape;
-    std::int64_t* strides;  // in elements; null for C-contiguous
-    std::uint64_t byte_offset;
-};
-struct DlHeader {
-    std::uint32_t major, minor;
-    DlHeader* previous;
-};
-struct DlExchange {
-    DlHeader header;
-    void* managed[3];                           // not used here
-    int (*borrow)(void* object, DlTensor* to);  // the tensor belongs to the object; may be null
-};
-
-constexpr std::int32_t cpu = 1;
-
 DlTensor borrow(py::handle object, const Argument& argument) {
-    const auto capsule = py::reinterpret_steal<py::object>(
-        PyObject_GetAttrString(reinterpret_cast<PyObject*>(Py_TYPE(object.ptr())), "__dlpack_c_exchange_api__"));
-    if (!capsule) throw py::error_already_set();  // AttributeError
-    const auto* table = static_cast<const DlExchange*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
-    if (!table) throw py::error_already_set();
-    if (table->header.major != 1 || !table->borrow) argument.type_error("expected DLPack 1 with borrowed tensors");
+    const DlExchange* table = exchange_of(object);
+    if (!table) argument.type_error("expected a type with DLPack's C exchange 1, got " + type_name(object));
     DlTensor tensor{};
     if (table->borrow(object.ptr(), &tensor) != 0) throw py::error_already_set();
     return tensor;
@@ -63,16 +30,6 @@ py::dtype dtype_of_tensor(const DlType& dtype, const Argument& argument) {
     argument.type_error("expected float32, float64, bool, int32 or int64, got " + name + std::to_string(bits));
 }
 
-bool is_contiguous(const DlTensor& tensor) {
-    std::int64_t expected = 1;
-    for (std::int32_t i = tensor.rank - 1; tensor.strides && i >= 0; --i) {
-        if (tensor.shape[i] == 0) return true;
-        if (tensor.shape[i] != 1 && tensor.strides[i] != expected) return false;
-        expected *= tensor.shape[i];
-    }
-    return true;
-}
-
 // The tensor's memory as an array. A tensor whose memory has the other sign, or another order, is copied by its own
 // library, in parallel, which NumPy's copies are not.
 py::array borrow_array(py::object object) {
@@ -83,7 +40,7 @@ py::array borrow_array(py::object object) {
         object = object.attr("contiguous")();
         tensor = borrow(object, argument);
     }
-    if (tensor.device.type != cpu)
+    if (tensor.device.type != dl_cpu)
         argument.type_error("expected a tensor in CPU memory, got one on device type " +
                             std::to_string(tensor.device.type));
     const py::dtype dtype = dtype_of_tensor(tensor.dtype, argument);

@@ -1,9 +1,9 @@
 // The tape of a recurrent forward pass: what it kept, and the arguments that the backward pass reads again. And what the
-// bindings of recurrent layers share.
+// bindings of recurrent layers on the CPU share.
 #pragma once
 
 #include "../api.h"
-#include "check.h"
+#include "recurrent_arguments.h"
 
 namespace tbptt::python {
 
@@ -16,22 +16,6 @@ struct Tape {
     py::object memory;  // an array: h, and behind it what else a RecurrentTape holds
     std::size_t nbytes;
 };
-
-const char* family(Cell cell);
-int64_t gates(Cell cell);
-
-// An LSTM's state comes as the pair (h, c), every other one as h; None means zeros.
-struct State {
-    py::object h = py::none(), c = py::none();
-};
-
-State unpack_state(py::handle given, Cell cell, const Argument& argument);
-py::object state_of(Cell cell, const py::object& h, const py::object& c);
-
-Truncation read_truncation(py::handle given, int64_t steps, const Argument& argument);
-Cell read_cell(py::handle given, const Argument& argument);
-// "tanh" or "relu".
-Cell read_nonlinearity(py::handle given, const char* op);
 
 template <class T>
 void copy_or_zero(const T* from, T* to, int64_t count) {

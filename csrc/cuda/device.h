@@ -5,6 +5,10 @@
 #include <cstddef>
 #include <cstdint>
 
+// Kernels are only seen by a compiler that can have them: the bindings' has no CUDA headers.
+#if defined(TBPTT_EMULATED) || defined(__CUDACC__)
+#define TBPTT_KERNELS
+
 #ifdef TBPTT_EMULATED
 #include "emulator.h"
 #else
@@ -125,3 +129,5 @@ TBPTT_DEVICE void wait_for_blocks(unsigned* arrived, unsigned count, unsigned& p
 
 }  // namespace cuda
 }  // namespace tbptt
+
+#endif

@@ -96,6 +96,15 @@ void pass(unsigned& arrived, unsigned& generation, unsigned count) {
     wait(&generation, seen);
 }
 
+// A function of its own: what is live across getcontext may be lost.
+__attribute__((noinline)) void prepare(Fiber& fiber, void* stack) {
+    getcontext(&fiber.start);
+    fiber.start.uc_stack.ss_sp = stack;
+    fiber.start.uc_stack.ss_size = stack_bytes;
+    fiber.start.uc_link = nullptr;
+    makecontext(&fiber.start, &begin, 0);
+}
+
 // Blocks that are at work together.
 class Wave {
    public:

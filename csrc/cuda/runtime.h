@@ -10,14 +10,12 @@
 
 #include "device.h"
 
+struct CUstream_st;  // CUDA's, whose headers are not needed for more
+
 namespace tbptt {
 namespace cuda {
 
-#ifdef TBPTT_EMULATED
-using Stream = void*;
-#else
-using Stream = cudaStream_t;
-#endif
+using Stream = CUstream_st*;  // cudaStream_t
 
 // What kernels are laid out by. Of the current device; read once for each.
 struct Device {
@@ -51,7 +49,13 @@ int blocks_together(const void* kernel, unsigned threads, std::size_t shared_byt
 // Whether the current device takes a cluster of this grid.
 bool cluster_fits(const void* kernel, const Grid& grid);
 
-#ifndef TBPTT_EMULATED
+#ifdef TBPTT_KERNELS
+
+#ifdef TBPTT_EMULATED
+// What a device would refuse: std::logic_error.
+void check_launch(const Grid& grid);
+#else
+// std::bad_alloc where memory ran out, else std::runtime_error with the error's name and text.
 void check(cudaError_t error, const char* what);
 // Lets the kernel have so much shared memory.
 void allow_shared_bytes(const void* kernel, std::size_t bytes);
@@ -62,6 +66,7 @@ void launch(void (*kernel)(Parameters), const Grid& grid, Stream stream, const P
     if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
 #ifdef TBPTT_EMULATED
     (void)stream;
+    check_launch(grid);
     emulator::run({grid.x, grid.y, grid.z}, grid.threads, grid.shared_bytes, grid.together || grid.cluster > 0,
                   [&] { kernel(parameters); });
 #else
@@ -89,6 +94,8 @@ template <class Kernel>
 Kernel choose_kernel(const Call& call, Kernel exact, Kernel fast) {
     return call.exact ? exact : fast;
 }
+
+#endif
 
 // Device memory of a call, given back in the order of the stream.
 template <class T>

@@ -71,6 +71,8 @@ TBPTT_DEVICE float rest_of(float x, float large) {
     return rest == rest ? to_tf32(rest) : 0.0f;
 }
 
+TBPTT_DEVICE float finite_or_zero(float x) { return x - x == 0.0f ? x : 0.0f; }
+
 // Operands that are TF32 numbers already.
 TBPTT_DEVICE void multiply_tf32(float (&sum)[4], const float (&a)[4], const float (&b)[2]) {
 #if !defined(TBPTT_EMULATED) && __CUDA_ARCH__ >= 800
@@ -101,8 +103,14 @@ TBPTT_DEVICE void multiply_add(float (&sum)[4], const float (&a)[4], const float
         for (int i = 0; i < 4; ++i) small_a[i] = rest_of(a[i], large_a[i]);
 #pragma unroll
         for (int i = 0; i < 2; ++i) small_b[i] = rest_of(b[i], large_b[i]);
-        multiply_tf32(sum, small_a, large_b);
-        multiply_tf32(sum, large_a, small_b);
+        // Inf and NaN travel by the large parts alone: Inf times a rest, which may be 0 or have the other sign, is NaN.
+        float finite_a[4], finite_b[2];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) finite_a[i] = finite_or_zero(large_a[i]);
+#pragma unroll
+        for (int i = 0; i < 2; ++i) finite_b[i] = finite_or_zero(large_b[i]);
+        multiply_tf32(sum, small_a, finite_b);
+        multiply_tf32(sum, finite_a, small_b);
     }
     multiply_tf32(sum, large_a, large_b);
 #endif

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from .. import _native
+from .. import _native, cuda
 from .._types import Array
 
 # A library of operators lives as long as this object.
@@ -57,7 +57,9 @@ def is_plain(*tensors: Tensor | None) -> bool:
 
     Compilers, tracers, modes, transformations and autocast see the registered operators instead.
     """
-    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu") or _is_tracing():
+    if torch.compiler.is_compiling() or _is_tracing():
+        return False
+    if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
         return False
     if _dispatch_modes() or _functorch_level() is not None:
         return False
@@ -74,6 +76,33 @@ def needs_grad(*tensors: Tensor | None) -> bool:
             if tensor is not None and tensor.requires_grad:
                 return True
     return False
+
+
+def check_device(op: str, **tensors: Tensor | None) -> None:
+    """Tensors on the CPU, or on a GPU that has kernels and can run them.
+
+    Raises:
+        RuntimeError: a tensor is on another device, as in PyTorch.
+    """
+    first = next(iter(tensors.values()))
+    if first is None or not first.is_cuda:
+        check_cpu(op, **tensors)
+        return
+    if (reason := missing_device(first)) is not None:
+        raise RuntimeError(f"{op}: expected tensors on cpu, got some on {first.device}: {reason}")
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.device != first.device:
+            raise RuntimeError(
+                f"{op}: {name}: expected a tensor on {first.device}, got one on {tensor.device}"
+            )
+
+
+def missing_device(tensor: Tensor) -> str | None:
+    """Why recurrent layers have no kernel where this tensor is; None where they have."""
+    kind = tensor.device.type
+    if kind == "cpu":
+        return None
+    return cuda.why_not() if kind == "cuda" else f"there are no kernels for {kind}"
 
 
 def check_cpu(op: str, **tensors: Tensor | None) -> None:
@@ -95,21 +124,31 @@ def define(
     fake: Implementation,
     backward: Callable[..., Any],
     setup_context: Callable[..., None],
+    on_cuda: Implementation | None = None,
 ) -> None:
     """Register an operator with its shapes, its gradient and its rule for autocast: float32."""
     LIBRARY.define(f"{name}{schema}")
     LIBRARY.impl(name, implementation, "CPU")
+    if on_cuda is not None:
+        LIBRARY.impl(name, on_cuda, "CUDA")
     torch.library.register_fake(f"tbptt_fast::{name}", fake, lib=LIBRARY)
     torch.library.register_autograd(
         f"tbptt_fast::{name}", backward, setup_context=setup_context, lib=LIBRARY
     )
 
-    def in_float32(*args: Any) -> Any:
-        keys = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)
-        with torch._C._ExcludeDispatchKeyGuard(keys):
+    for device in ("CPU", "CUDA"):
+        key = f"Autocast{device}"
+        LIBRARY.impl(name, _in_float32(name, getattr(torch._C.DispatchKey, key)), key)
+
+
+def _in_float32(name: str, key: Any) -> Callable[..., Any]:
+    """The operator's rule for autocast under this dispatch key."""
+
+    def run(*args: Any) -> Any:
+        with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(key)):
             return getattr(torch.ops.tbptt_fast, name)(*(_to_float32(a) for a in args))
 
-    LIBRARY.impl(name, in_float32, "AutocastCPU")
+    return run
 
 
 def _to_float32(argument: Any) -> Any:

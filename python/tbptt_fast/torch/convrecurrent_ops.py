@@ -42,6 +42,7 @@ class _ConvLayer(Layer):
 
     forward_schema, backward_schema = _FORWARD, _BACKWARD
     options = 7
+    has_cuda = False
 
     def __init__(self, cell: Cell) -> None:
         super().__init__(cell)

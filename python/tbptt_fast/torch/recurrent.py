@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from ..ops import Truncation
+from ._bridge import missing_device
 from .recurrent_ops import Cell, read_truncation, run_layer
 
 _CELLS: dict[str, Cell] = {
@@ -51,16 +52,20 @@ _FREE = _Control()
 
 
 class _Places:
-    """Where the elements of a PackedSequence lie in [T, B, ...] when all sequences end together."""
+    """Where the elements of a PackedSequence lie in [T, B, ...] when all sequences end together.
 
-    def __init__(self, sizes: Tensor) -> None:
+    The sizes are on the CPU, as PyTorch keeps them; the places are on the device of the data.
+    """
+
+    def __init__(self, sizes: Tensor, device: torch.device) -> None:
         self.steps, self.batch = sizes.numel(), int(sizes[0])
         step = torch.arange(self.steps).repeat_interleave(sizes)
         before = sizes.cumsum(0) - sizes
-        self.row = torch.arange(step.numel()) - before[step]
+        row = torch.arange(step.numel()) - before[step]
         lengths = (sizes.unsqueeze(1) > torch.arange(self.batch)).sum(0)
-        self.begin = self.steps - lengths
-        self.step = step + self.begin[self.row]
+        begin = self.steps - lengths
+        self.row, self.begin = row.to(device), begin.to(device)
+        self.step = (step + begin[row]).to(device)
 
     def spread(self, data: Tensor) -> Tensor:
         padded = data.new_zeros(self.steps, self.batch, data.size(-1))
@@ -70,8 +75,9 @@ class _Places:
         return padded[self.step, self.row]
 
     def is_init(self) -> Tensor:
-        starts = torch.zeros(self.steps, self.batch, dtype=torch.bool)
-        starts[self.begin, torch.arange(self.batch)] = True
+        device = self.begin.device
+        starts = torch.zeros(self.steps, self.batch, dtype=torch.bool, device=device)
+        starts[self.begin, torch.arange(self.batch, device=device)] = True
         return starts
 
     def reverse(self, padded: Tensor) -> Tensor:
@@ -95,8 +101,8 @@ class _Recurrent(nn.RNNBase):
         weight = _weight_of(self)
         if self.proj_size:
             return "projections (proj_size) have no kernel"
-        if weight.device.type != "cpu":
-            return f"parameters are on {weight.device}, not on cpu"
+        if (reason := missing_device(weight)) is not None:
+            return f"parameters are on {weight.device}, not on cpu: {reason}"
         if weight.dtype not in (torch.float32, torch.float64):
             return f"parameters are {weight.dtype}, not float32 or float64"
         return None
@@ -197,7 +203,7 @@ class _Recurrent(nn.RNNBase):
             return self._run_torch(packed, hx)
         if data.dim() != 2:
             raise RuntimeError(f"input must have 2 dimensions, got {data.dim()}")
-        places = _Places(sizes)
+        places = _Places(sizes, data.device)
         states = self._read_states(hx, 3)
         if sorted_indices is not None:
             states = _each(states, lambda s: s.index_select(1, sorted_indices))
@@ -278,7 +284,8 @@ class _Recurrent(nn.RNNBase):
             )
         if x.dtype != weight.dtype or x.size(-1) != self.input_size:
             self.check_input(x, None)
-        autocast = torch.is_autocast_enabled("cpu")  # which turns all of them into float32
+        # which turns all of them into float32
+        autocast = torch.is_autocast_enabled("cuda" if x.is_cuda else "cpu")
         expected = (self.num_layers * (2 if self.bidirectional else 1), x.size(1), self.hidden_size)
         for index, state in enumerate(states):
             if state is None:

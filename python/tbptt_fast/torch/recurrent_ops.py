@@ -4,6 +4,10 @@ An operator `tbptt_fast::lstm` and its gradient `tbptt_fast::lstm_backward` for 
 tape of the forward pass is a tensor among the results, so that compilers, checkpointing and hooks
 on saved tensors treat it like any other. Plain eager calls skip the dispatcher: the same kernels
 behind an `autograd.Function`.
+
+On a GPU the output is part of what the backward pass reads, and is saved beside the tape. float32
+is computed in TF32 where PyTorch's own recurrent layers would (`torch.backends.cudnn.allow_tf32`,
+or `torch.backends.cudnn.rnn.fp32_precision`), which is the default of both.
 """
 
 from __future__ import annotations
@@ -16,9 +20,11 @@ import torch
 from torch import Tensor
 
 from .. import _native
+from ..cuda import Precision, _module
+from ..cuda._places import place_of
 from ..ops import Truncation
 from ._bridge import (
-    check_cpu,
+    check_device,
     define,
     is_plain,
     needs_grad,
@@ -30,6 +36,7 @@ from ._bridge import (
 Cell: TypeAlias = Literal["rnn_tanh", "rnn_relu", "gru", "lstm"]
 CELLS: tuple[Cell, ...] = ("rnn_tanh", "rnn_relu", "gru", "lstm")
 TAPE_VALUES = {"rnn_tanh": 1, "rnn_relu": 1, "gru": 5, "lstm": 6}  # per step, row and unit
+CUDA_TAPE_VALUES = {"rnn_tanh": 0, "rnn_relu": 0, "gru": 4, "lstm": 5}  # beside the output
 
 _FORWARD = (
     "(Tensor x, Tensor? h, {c}Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, "
@@ -38,7 +45,8 @@ _FORWARD = (
 )
 _BACKWARD = (
     "(Tensor? grad_out, Tensor? grad_h, {grad_c}Tensor tape, Tensor x, Tensor? h, {c}Tensor w_ih, "
-    "Tensor w_hh, Tensor? is_init, Tensor? carry_scale, int[]? truncation, bool[] biases)"
+    "Tensor w_hh, Tensor? is_init, Tensor? carry_scale, Tensor? out, int[]? truncation, "
+    "bool[] biases)"
     " -> (Tensor x, Tensor h, {c_n}Tensor w_ih, Tensor w_hh, Tensor b_ih, Tensor b_hh)"
 )
 
@@ -48,19 +56,30 @@ def pair_states(cell: Cell, states: Sequence[Any]) -> Any:
     return tuple(states) if cell == "lstm" else states[0]
 
 
+_rnn_precision = getattr(torch._C, "_get_fp32_precision_getter", None)  # since PyTorch 2.9
+
+
+def cuda_precision() -> Precision:
+    """What PyTorch would compute a recurrent layer's float32 in."""
+    if _rnn_precision is not None:
+        return "tf32" if _rnn_precision("cuda", "rnn") == "tf32" else "highest"
+    return "tf32" if torch.backends.cudnn.allow_tf32 else "highest"
+
+
 class Layer:
     """One cell's operators, written for a list of states: (h,), or (h, c) of an LSTM."""
 
     forward_schema, backward_schema = _FORWARD, _BACKWARD
     options = 4  # arguments of the forward pass behind those that have gradients
+    has_cuda = True
 
     def __init__(self, cell: Cell) -> None:
         self.cell = cell
         self.states = 2 if cell == "lstm" else 1
         self.name: str = cell
         family = cell[:3] if cell.startswith("rnn") else cell
-        self._forward = getattr(_native, f"{family}_forward")
-        self._backward = getattr(_native, f"{family}_backward")
+        self._names = f"{family}_forward", f"{family}_backward"
+        self._forward, self._backward = (getattr(_native, name) for name in self._names)
         self._options = (cell[4:],) if family == "rnn" else ()
 
     def forward(self, x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
@@ -85,7 +104,7 @@ class Layer:
     def backward(self, grad_out: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
         """Gradients by x, the states, w_ih, w_hh, b_ih and b_hh; [0] for a missing bias."""
         n, truncation, biases = self.states, rest[-2], rest[-1]
-        grad, *arrays, is_init, carry_scale = to_arrays(grad_out, *rest[:-2])
+        grad, *arrays, is_init, carry_scale = to_arrays(grad_out, *rest[:-3])
         grad_states, (tape, x), states = arrays[:n], arrays[n : n + 2], arrays[n + 2 : 2 * n + 2]
         (w_ih, w_hh), (b_ih, b_hh) = arrays[-2:], biases
         restored = _native.restore_tape(
@@ -98,11 +117,61 @@ class Layer:
         found = (grads[0], *by_states, *grads[2:])
         return tuple([rest[n].new_empty(0) if g is None else to_tensor(g) for g in found])
 
+    @staticmethod
+    def is_on_gpu(x: Tensor) -> bool:
+        """Whether a call with this tensor is one of the CUDA kernels."""
+        return x.is_cuda
+
+    def forward_cuda(self, x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+        """`forward` on a GPU. The tape holds what is kept beside the output."""
+        n, keep = self.states, rest[-1]
+        states, weights, is_init = rest[:n], rest[n : n + 4], rest[n + 4]
+        run = getattr(_module.native(), self._names[0])
+        out, state, tape = run(
+            place_of(x),
+            cuda_precision(),
+            x,
+            pair_states(self.cell, states),
+            *weights,
+            *self._options,
+            is_init,
+            keep,
+        )
+        last = state if self.cell == "lstm" else (state,)
+        return (out, *last, tape.memory if keep else x.new_empty(0))
+
+    def backward_cuda(self, grad_out: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
+        """`backward` on a GPU."""
+        n = self.states
+        *tensors, w_ih, w_hh, is_init, carry_scale, out, truncation, biases = rest
+        grad_states, (tape, x), states = tensors[:n], tensors[n : n + 2], tensors[n + 2 :]
+        module, place = _module.native(), place_of(x)
+        given = pair_states(self.cell, states)
+        restored = module.restore_tape(
+            place, self.cell, x, given, w_ih, w_hh, *biases, is_init, out, tape
+        )
+        run, by_state = getattr(module, self._names[1]), pair_states(self.cell, grad_states)
+        options = (truncation, carry_scale)
+        grads = run(place, cuda_precision(), restored, grad_out, by_state, *options)
+        by_states = grads[1] if self.cell == "lstm" else (grads[1],)
+        found = (grads[0], *by_states, *grads[2:])
+        return tuple([x.new_empty(0) if g is None else g for g in found])
+
+    def run_forward(self, x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+        """The forward pass where x is."""
+        return (self.forward_cuda if self.is_on_gpu(x) else self.forward)(x, *rest)
+
+    def run_backward(self, grad_out: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
+        """The backward pass where the tape is."""
+        run = self.backward_cuda if self.is_on_gpu(rest[self.states]) else self.backward
+        return run(grad_out, *rest)
+
     def fake_forward(self, x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
         """Tensors of the shapes that `forward` returns."""
         steps, batch, _ = x.shape
         hidden, keep = rest[self.states + 1].shape[1], rest[-1]
-        size = TAPE_VALUES[self.cell] * steps * batch * hidden if keep else 0
+        values = (CUDA_TAPE_VALUES if self.is_on_gpu(x) else TAPE_VALUES)[self.cell]
+        size = values * steps * batch * hidden if keep else 0
         last = (x.new_empty(batch, hidden) for _ in range(self.states))
         return (x.new_empty(steps, batch, hidden), *last, x.new_empty(size))
 
@@ -120,7 +189,8 @@ class Layer:
         n = self.states
         x, states, (w_ih, w_hh, b_ih, b_hh) = inputs[0], inputs[1 : n + 1], inputs[n + 1 : n + 5]
         is_init, carry_scale, truncation, _ = inputs[n + 5 :]
-        ctx.save_for_backward(output[-1], x, *states, w_ih, w_hh, is_init, carry_scale)
+        out = output[0] if self.is_on_gpu(x) else None
+        ctx.save_for_backward(output[-1], x, *states, w_ih, w_hh, is_init, carry_scale, out)
         ctx.options = (truncation,)
         ctx.states = [s is not None for s in states]
         ctx.biases = (b_ih is not None, b_hh is not None)
@@ -152,6 +222,7 @@ class Layer:
             self.backward,
             self.fake_backward,
             *refuse_second_derivative(name),
+            on_cuda=self.backward_cuda if self.has_cuda else None,
         )
         gradient = getattr(torch.ops.tbptt_fast, name).default
         define(
@@ -164,6 +235,7 @@ class Layer:
                 *(None,) * self.options,
             ),
             lambda ctx, inputs, output: self.save(ctx, inputs, output),
+            on_cuda=self.forward_cuda if self.has_cuda else None,
         )
         layer = self
 
@@ -171,14 +243,14 @@ class Layer:
             @staticmethod
             def forward(ctx: Any, options: tuple[Any, ...], *tensors: Any) -> Any:
                 inputs = (*tensors, *options)
-                output = layer.forward(*inputs)
+                output = layer.run_forward(*inputs)
                 layer.save(ctx, inputs, output)
                 return output
 
             @staticmethod
             def backward(ctx: Any, *grads: Any) -> Any:
                 # the operator, where second derivatives may be asked for: it refuses them
-                run = gradient if torch.is_grad_enabled() else layer.backward
+                run = gradient if torch.is_grad_enabled() else layer.run_backward
                 return (None, *layer.differentiate(run, ctx, grads))
 
         return getattr(torch.ops.tbptt_fast, self.name), Plain
@@ -224,7 +296,7 @@ def run_layer(
     if not is_plain(*tensors):
         return operator_(*arguments)[:-1]  # type: ignore[no-any-return]
     if not keep:
-        return _LAYERS[cell].forward(x, *arguments[1:])[:-1]
+        return _LAYERS[cell].run_forward(x, *arguments[1:])[:-1]
     options = (is_init, carry_scale, truncation, True)
     return plain.apply(options, *tensors)[:-1]  # type: ignore[no-any-return]
 
@@ -239,7 +311,9 @@ def _checked(
     truncation: Truncation,
     carry_scale: Tensor | None,
 ) -> tuple[Tensor, ...]:
-    check_cpu(op, x=x, w_ih=weights[0], w_hh=weights[1], is_init=is_init, carry_scale=carry_scale)
+    check_device(
+        op, x=x, w_ih=weights[0], w_hh=weights[1], is_init=is_init, carry_scale=carry_scale
+    )
     if carry_scale is not None and carry_scale.shape != x.shape[:2]:
         raise ValueError(
             f"{op}: carry_scale: expected shape {list(x.shape[:2])}, got {list(carry_scale.shape)}"
@@ -270,7 +344,8 @@ def rnn(
     """`tbptt_fast.rnn_forward` as a differentiable function of tensors.
 
     Args:
-        x: [T, B, I], float32 or float64 on the CPU.
+        x: [T, B, I], float32 or float64 on the CPU, or on a GPU where `tbptt_fast.cuda` runs; all
+            tensors are on one device.
         hx: [B, H] or None (zeros).
         w_ih, w_hh, b_ih, b_hh: [H, I], [H, H], [H] or None, as in torch.nn.RNN.
         nonlinearity: "tanh" or "relu".
@@ -284,7 +359,7 @@ def rnn(
 
     Raises:
         TypeError, ValueError: a wrong dtype; a wrong shape or value.
-        RuntimeError: a tensor is not on the CPU; a second derivative is asked for.
+        RuntimeError: a tensor is on a device without kernels; a second derivative is asked for.
 
     Source: see `tbptt_fast.rnn_forward`.
 

@@ -1,0 +1,11 @@
+// The CUDA module, and its twin over host memory that tests use.
+#include "arrays.h"
+
+PYBIND11_MODULE(TBPTT_CUDA_MODULE, module, pybind11::mod_gil_not_used()) {
+    tbptt::python::register_cuda_runtime(module);
+    tbptt::python::register_device_array(module);
+    tbptt::python::register_cuda_recurrent(module);
+#ifdef TBPTT_EMULATED
+    tbptt::python::register_emulator(module);
+#endif
+}

@@ -1,0 +1,246 @@
+// The recurrent layers on a device: rnn, gru and lstm, forward and backward.
+#include "../../cuda/api.h"
+#include "arrays.h"
+
+namespace tbptt::python {
+
+namespace {
+
+// Borrowed memory: the caller's own array (or a contiguous copy), not to be changed before the backward pass.
+struct Borrowed {
+    py::object holder = py::none();
+    const void* data = nullptr;
+
+    template <class T>
+    const T* as() const {
+        return static_cast<const T*>(data);
+    }
+};
+
+template <class T>
+Borrowed borrowed(const Input<T>& in) {
+    return {in.holder ? in.holder : py::object(py::none()), in.data};
+}
+
+// What a forward pass keeps for its backward pass. The output is part of it, as h of all steps.
+struct DeviceTape {
+    RecurrentShape shape;
+    DType dtype;
+    int device;
+    Stream stream;
+    Borrowed x, h0, c0, w_ih, w_hh, is_init, out;
+    bool has_b_ih, has_b_hh;
+    py::object memory;  // an array of x's library: what else is kept
+    void* saved;
+    std::size_t nbytes;
+};
+
+int64_t saved_size(const RecurrentShape& shape) {
+    return element_count({shape.steps, shape.batch, shape.hidden, cuda::tape_values(shape.cell)});
+}
+
+template <class T>
+DeviceTape tape_of(const RecurrentShape& shape, int device, Stream stream, const LayerInputs<T>& in, bool has_b_ih,
+                   bool has_b_hh, Borrowed out, const Made<T>& saved) {
+    return {shape,
+            dtype_of<T>,
+            device,
+            stream,
+            borrowed(in.x),
+            borrowed(in.h0),
+            borrowed(in.c0),
+            borrowed(in.w_ih),
+            borrowed(in.w_hh),
+            borrowed(in.is_init),
+            std::move(out),
+            has_b_ih,
+            has_b_hh,
+            saved.array,
+            saved.data,
+            static_cast<std::size_t>(saved_size(shape)) * sizeof(T)};
+}
+
+bool read_exact(py::handle given, const char* op) {
+    const Argument argument{op, "precision"};
+    if (!py::isinstance<py::str>(given)) argument.type_error("expected 'tf32' or 'highest', got " + type_name(given));
+    const std::string name = py::str(given);
+    if (name != "tf32" && name != "highest") argument.value_error("expected 'tf32' or 'highest', got '" + name + "'");
+    return name == "highest";
+}
+
+template <class T>
+void copy_or_zero(const T* from, T* to, int64_t count, Stream stream) {
+    const std::size_t bytes = static_cast<std::size_t>(count) * sizeof(T);
+    if (from)
+        cuda::copy_bytes(to, from, bytes, stream);
+    else
+        cuda::set_bytes(to, 0, bytes, stream);
+}
+
+template <class T>
+py::tuple forward(const DeviceArrays& arrays, const cuda::Call& call, const RecurrentShape& shape,
+                  const GivenLayer<View>& given, bool training) {
+    const LayerInputs<T> in = read_layer<T>(arrays, shape, given, forward_name(shape.cell));
+    const int64_t steps = shape.steps, batch = shape.batch, hidden = shape.hidden;
+    const Made<T> out = arrays.make<T>({steps, batch, hidden}), h_n = arrays.make<T>({batch, hidden});
+    const Made<T> c_n = shape.cell == Cell::lstm ? arrays.make<T>({batch, hidden}) : Made<T>{};
+    RecurrentForward<T> p{};
+    p.layer = in.layer(shape);
+    p.out = out.data;
+    p.c_n = c_n.data;
+
+    py::object tape = py::none();
+    if (training) {
+        const Made<T> saved = arrays.make<T>({saved_size(shape)});
+        p.tape = {out.data, saved.data};
+        tape = py::cast(tape_of(shape, given.x.device, call.stream, in, in.b_ih.data != nullptr,
+                                in.b_hh.data != nullptr, {out.array, out.data}, saved));
+    }
+    {
+        const py::gil_scoped_release unlocked;
+        const int64_t last = batch * hidden;
+        if (steps == 0 || batch == 0) {
+            copy_or_zero(p.layer.h0, h_n.data, last, call.stream);
+            if (p.c_n) copy_or_zero(p.layer.c0, p.c_n, last, call.stream);
+        } else {
+            cuda::recurrent_forward(p, call);
+            copy_or_zero<T>(p.out + (steps - 1) * last, h_n.data, last, call.stream);
+        }
+    }
+    return py::make_tuple(out.array, state_of(shape.cell, h_n.array, c_n.array), tape);
+}
+
+py::tuple recurrent_forward(Cell cell, py::handle place_given, py::handle precision, py::handle x_given, py::handle hx,
+                            py::handle w_ih, py::handle w_hh_given, py::handle b_ih, py::handle b_hh,
+                            py::handle is_init, py::handle training_given) {
+    const char* op = forward_name(cell);
+    const bool training = read_bool(training_given, {op, "training"});
+    const Place place = read_place(place_given);
+    const cuda::Call call{place.stream, read_exact(precision, op)};
+    DeviceArrays arrays(place);
+    const View x = arrays.read(x_given, {op, "x"}), w_hh = arrays.read(w_hh_given, {op, "w_hh"});
+    const DType dtype = float_dtype(x, {op, "x"});
+    const RecurrentShape shape = read_shape(cell, shape_of(x), shape_of(w_hh), op);
+    arrays.stay_on(x.device);
+    const cuda::OnDevice here(x.device);
+    const GivenLayer<View> given{x, unpack_state(hx, cell, {op, "hx"}), w_ih, w_hh, b_ih, b_hh, is_init};
+    return with_dtype(dtype, [&](auto zero) { return forward<decltype(zero)>(arrays, call, shape, given, training); });
+}
+
+template <class T>
+py::tuple backward(const DeviceArrays& arrays, const cuda::Call& call, const DeviceTape& tape, py::handle grad_out,
+                   const State& grad_state, Truncation truncation, py::handle carry_scale) {
+    const RecurrentShape& shape = tape.shape;
+    const GradientInputs<T> in =
+        read_gradients<T>(arrays, shape, grad_out, grad_state, carry_scale, backward_name(shape.cell));
+    const LayerGradients<T> grads(arrays, shape, tape.has_b_ih, tape.has_b_hh);
+    RecurrentBackward<T> p{};
+    p.layer = {shape,           tape.x.as<T>(),    tape.h0.as<T>(),
+               tape.c0.as<T>(), tape.w_ih.as<T>(), tape.w_hh.as<T>(),
+               nullptr,         nullptr,           tape.is_init.as<std::uint8_t>()};
+    p.tape = {const_cast<T*>(tape.out.as<T>()), static_cast<T*>(tape.saved)};
+    grads.set(p, in, truncation);
+    {
+        const py::gil_scoped_release unlocked;
+        if (shape.steps == 0 || shape.batch == 0)
+            pass_through(p, [&](const T* from, T* to, int64_t count) { copy_or_zero(from, to, count, call.stream); });
+        else
+            cuda::recurrent_backward(p, truncation, call);
+    }
+    return grads.result(shape.cell);
+}
+
+py::tuple recurrent_backward(Cell cell, py::handle place_given, py::handle precision, py::handle tape_given,
+                             py::handle grad_out, py::handle grad_hx, py::handle truncation, py::handle carry_scale) {
+    const char* op = backward_name(cell);
+    const Argument argument{op, "tape"};
+    if (!py::isinstance<DeviceTape>(tape_given)) argument.type_error("expected a Tape, got " + type_name(tape_given));
+    const auto& tape = tape_given.cast<const DeviceTape&>();
+    check_tape_of(tape.shape.cell, cell, argument);
+    const State state = unpack_state(grad_hx, cell, {op, "grad_hx"});
+    if (grad_out.is_none() && state.h.is_none() && state.c.is_none())
+        Argument{op, "grad_out"}.value_error("expected an array, or None together with grad_hx");
+    const Truncation windows = read_truncation(truncation, tape.shape.steps, {op, "truncation"});
+    const Place place = read_place(place_given);
+    const cuda::Call call{place.stream, read_exact(precision, op)};
+    DeviceArrays arrays(place);
+    arrays.stay_on(tape.device);
+    const cuda::OnDevice here(tape.device);
+    return with_dtype(tape.dtype, [&](auto zero) {
+        return backward<decltype(zero)>(arrays, call, tape, grad_out, state, windows, carry_scale);
+    });
+}
+
+// The tape of an earlier forward pass from its arguments, its output and `memory`, which may have been moved meanwhile.
+template <class T>
+DeviceTape restore(const DeviceArrays& arrays, Stream stream, const RecurrentShape& shape,
+                   const GivenLayer<View>& given, bool has_b_ih, bool has_b_hh, py::handle out_given,
+                   py::handle memory_given) {
+    const char* op = "restore_tape";
+    const LayerInputs<T> in = read_layer<T>(arrays, shape, given, op);
+    const Input<T> out = arrays.input<T>(out_given, {shape.steps, shape.batch, shape.hidden}, {op, "out"});
+    const Input<T> memory = arrays.input<T>(memory_given, {saved_size(shape)}, {op, "memory"});
+    return tape_of(shape, given.x.device, stream, in, has_b_ih, has_b_hh, borrowed(out),
+                   Made<T>{memory.holder, const_cast<T*>(memory.data)});
+}
+
+DeviceTape restore_tape(py::handle place_given, py::handle name, py::handle x_given, py::handle hx, py::handle w_ih,
+                        py::handle w_hh_given, py::handle has_b_ih, py::handle has_b_hh, py::handle is_init,
+                        py::handle out, py::handle memory) {
+    const char* op = "restore_tape";
+    const Place place = read_place(place_given);
+    DeviceArrays arrays(place);
+    const View x = arrays.read(x_given, {op, "x"}), w_hh = arrays.read(w_hh_given, {op, "w_hh"});
+    const Cell cell = read_cell(name, {op, "cell"});
+    const RecurrentShape shape = read_shape(cell, shape_of(x), shape_of(w_hh), op);
+    arrays.stay_on(x.device);
+    const GivenLayer<View> given{x, unpack_state(hx, cell, {op, "hx"}), w_ih, w_hh, py::none(), py::none(), is_init};
+    const bool b_ih = read_bool(has_b_ih, {op, "has_b_ih"}), b_hh = read_bool(has_b_hh, {op, "has_b_hh"});
+    return with_dtype(float_dtype(x, {op, "x"}), [&](auto zero) {
+        return restore<decltype(zero)>(arrays, place.stream, shape, given, b_ih, b_hh, out, memory);
+    });
+}
+
+}  // namespace
+
+void register_cuda_recurrent(py::module_& module) {
+    py::class_<DeviceTape>(module, "Tape", py::module_local(),
+                           "What a recurrent forward pass on a device keeps for its backward pass.")
+        .def_readonly("nbytes", &DeviceTape::nbytes, "How many bytes of history it holds beside the output.")
+        .def_readonly("memory", &DeviceTape::memory, "That history, for `restore_tape`.")
+        .def_property_readonly(
+            "x", [](const DeviceTape& tape) { return tape.x.holder; }, "The inputs.")
+        .def_property_readonly(
+            "stream", [](const DeviceTape& tape) { return reinterpret_cast<std::uintptr_t>(tape.stream); },
+            "The stream of the forward pass.")
+        .def("__repr__", [](const DeviceTape& tape) { return describe_tape(tape.shape, tape.dtype, tape.nbytes); });
+    module.def("tape_values",
+               [](py::handle cell) { return cuda::tape_values(read_cell(cell, {"tape_values", "cell"})); });
+    module.def("rnn_forward",
+               [](py::handle place, py::handle precision, py::handle x, py::handle hx, py::handle w_ih, py::handle w_hh,
+                  py::handle b_ih, py::handle b_hh, py::handle nonlinearity, py::handle is_init, py::handle training) {
+                   return recurrent_forward(read_nonlinearity(nonlinearity, "rnn_forward"), place, precision, x, hx,
+                                            w_ih, w_hh, b_ih, b_hh, is_init, training);
+               });
+    const auto define_forward = [&module](const char* name, Cell cell) {
+        module.def(
+            name, [cell](py::handle place, py::handle precision, py::handle x, py::handle hx, py::handle w_ih,
+                         py::handle w_hh, py::handle b_ih, py::handle b_hh, py::handle is_init, py::handle training) {
+                return recurrent_forward(cell, place, precision, x, hx, w_ih, w_hh, b_ih, b_hh, is_init, training);
+            });
+    };
+    const auto define_backward = [&module](const char* name, Cell cell) {
+        module.def(name, [cell](py::handle place, py::handle precision, py::handle tape, py::handle grad_out,
+                                py::handle grad_hx, py::handle truncation, py::handle carry_scale) {
+            return recurrent_backward(cell, place, precision, tape, grad_out, grad_hx, truncation, carry_scale);
+        });
+    };
+    define_forward("gru_forward", Cell::gru);
+    define_forward("lstm_forward", Cell::lstm);
+    define_backward("rnn_backward", Cell::rnn_tanh);
+    define_backward("gru_backward", Cell::gru);
+    define_backward("lstm_backward", Cell::lstm);
+    module.def("restore_tape", &restore_tape);
+}
+
+}  // namespace tbptt::python

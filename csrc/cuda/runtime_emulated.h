@@ -1,0 +1,22 @@
+// What tests change of the emulated device.
+#pragma once
+
+#include "machine.h"
+
+namespace tbptt {
+namespace cuda {
+
+// Later calls find such a device; `blocks` are at work on a multiprocessor at the same time.
+void set_emulated_device(const Device& device, int blocks);
+
+// An address of this many bytes counts as memory of `device`, which is 0 elsewhere.
+void place_on_device(const void* memory, std::size_t bytes, int device);
+
+// The streams of all waits since the last call, oldest first: who waited, and for whom.
+struct Wait {
+    Stream stream, other;
+};
+std::size_t take_waits(Wait* to, std::size_t most);
+
+}  // namespace cuda
+}  // namespace tbptt

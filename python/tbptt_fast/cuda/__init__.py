@@ -1,0 +1,99 @@
+"""The primitives on NVIDIA GPUs, for arrays that lie in a device's memory.
+
+    from tbptt_fast import cuda
+
+    out, h_n, tape = cuda.gru_forward(x, None, w_ih, w_hh)  # x: a torch tensor on "cuda", say
+
+Arrays are tensors of PyTorch, CuPy's, or any object with `__cuda_array_interface__` or `__dlpack__`
+in CUDA memory; all of a call are on one device. Results are made by the library of x; for objects
+of other libraries they are `DeviceArray`s, which those read by the same protocols.
+
+`precision` is "tf32", in which tensor cores multiply float32 numbers rounded to 10 bits behind the
+point and add them up in float32, or "highest", which is float32 throughout. The default is "tf32",
+as it is in PyTorch's own recurrent layers (cuDNN's). float64 is float64 in both; chips without
+TF32 (before Ampere) always use "highest".
+
+`stream` is None for the stream that x's library currently uses on its device, or a stream: an
+integer handle, or an object of PyTorch, CuPy or another library with `__cuda_stream__`. Calls put
+their work there and return; nothing waits for the device, so that everything can be captured in a
+graph. Results have the same bits from run to run on one kind of device.
+
+Without kernels or a device, `is_available()` is False, `why_not()` says why, and all functions
+raise a RuntimeError with that sentence. `tbptt_fast.torch` uses these kernels for tensors on
+"cuda".
+"""
+
+from ..ops_recurrent import RecurrentGrads
+from . import _module
+from ._module import why_not
+from ._recurrent import (
+    Precision,
+    gru_backward,
+    gru_forward,
+    lstm_backward,
+    lstm_forward,
+    rnn_backward,
+    rnn_forward,
+)
+
+__all__ = [
+    "Precision",
+    "RecurrentGrads",
+    "build_info",
+    "devices",
+    "empty_cache",
+    "gru_backward",
+    "gru_forward",
+    "is_available",
+    "lstm_backward",
+    "lstm_forward",
+    "rnn_backward",
+    "rnn_forward",
+    "why_not",
+]
+
+
+def is_available() -> bool:
+    """Whether there are kernels, and a device that runs them.
+
+    >>> from tbptt_fast import cuda
+    >>> cuda.is_available() or len(cuda.why_not()) > 0
+    True
+    """
+    return why_not() is None
+
+
+def build_info() -> dict[str, str] | None:
+    """Versions (of this library, of CUDA, the driver's) and targets; None without kernels.
+
+    >>> from tbptt_fast import cuda
+    >>> info = cuda.build_info()
+    >>> info is None or "targets" in info
+    True
+    """
+    module = _module.loaded()
+    return None if isinstance(module, str) else module.build_info()
+
+
+def devices() -> list[dict[str, object]]:
+    """Name, compute capability, multiprocessors and bytes of memory of each device.
+
+    >>> from tbptt_fast import cuda
+    >>> len(cuda.devices()) >= cuda.is_available()
+    True
+    """
+    module = _module.loaded()
+    return [] if isinstance(module, str) else module.devices()
+
+
+def empty_cache() -> None:
+    """Give the memory that is kept for later calls, up to 1 GiB, back to the current device.
+
+    Raises:
+        RuntimeError: the kernels cannot run here (`why_not`).
+
+    >>> from tbptt_fast import cuda
+    >>> if cuda.is_available():
+    ...     cuda.empty_cache()
+    """
+    _module.native().empty_cache()

@@ -1,0 +1,94 @@
+"""Where a call takes place: results are made by the library of `x`, on the stream it uses.
+
+A place is the tuple (empty, contiguous, stream) that the native module reads: `empty(shape)` makes
+an array of x's dtype on its device, or is None where no library is known; `contiguous(array)`
+copies an array into the order of its axes, or returns None where it is of no known library.
+"""
+
+from __future__ import annotations
+
+import operator
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeAlias
+
+import numpy as np
+
+Place: TypeAlias = tuple[Callable[[tuple[int, ...]], Any] | None, Callable[[Any], Any], int]
+
+LEGACY_DEFAULT = 1  # the default stream of all threads, as the array interface counts
+
+
+def place_of(x: Any, stream: Any = None, otherwise: int = LEGACY_DEFAULT) -> Place:
+    """The place of a call whose first array is `x`; `otherwise` is the stream of unknown arrays."""
+    empty, current = _library_of(x, otherwise)
+    return empty, contiguous, current() if stream is None else read_stream(stream)
+
+
+def read_stream(stream: Any) -> int:
+    """The number of a stream: an integer, torch's or CuPy's object, or one with __cuda_stream__.
+
+    Raises:
+        TypeError: it is none of these.
+    """
+    protocol = getattr(stream, "__cuda_stream__", None)
+    if protocol is not None:
+        return int((protocol() if callable(protocol) else protocol)[1])
+    for name in ("cuda_stream", "ptr"):
+        if (number := getattr(stream, name, None)) is not None:
+            return int(number)
+    try:
+        return operator.index(stream)
+    except TypeError:
+        kind = type(stream).__name__
+        raise TypeError(f"stream: expected None, an integer or a stream, got {kind}") from None
+
+
+def _library_of(x: Any, otherwise: int) -> tuple[Any, Callable[[], int]]:
+    """`empty` for the array, and what tells its library's current stream."""
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(x, torch.Tensor):
+        return x.new_empty, partial(torch_stream, torch, x)
+    if isinstance(x, np.ndarray):  # of the emulated device; others refuse it
+        return partial(host_empty, dtype=x.dtype), lambda: 0
+    cupy = sys.modules.get("cupy")
+    if cupy is not None and isinstance(x, cupy.ndarray):
+        return partial(_cupy_empty, cupy, x), lambda: int(cupy.cuda.get_current_stream().ptr)
+    return None, partial(_interface_stream, x, otherwise)
+
+
+host_empty: Callable[..., Any] = np.empty
+
+
+def torch_stream(torch: Any, x: Any) -> int:
+    """The current stream of the tensor's device."""
+    if not x.is_cuda:
+        return 0
+    raw = getattr(torch._C, "_cuda_getCurrentRawStream", None)  # the faster way, if it is there
+    if raw is not None:
+        return int(raw(x.get_device()))
+    return int(torch.cuda.current_stream(x.device).cuda_stream)
+
+
+def _cupy_empty(cupy: Any, x: Any, shape: tuple[int, ...]) -> Any:
+    with x.device:
+        return cupy.empty(shape, x.dtype)
+
+
+def _interface_stream(x: Any, otherwise: int) -> int:
+    interface = getattr(x, "__cuda_array_interface__", None)
+    return (interface or {}).get("stream") or otherwise
+
+
+def contiguous(array: Any) -> Any:
+    """A C-contiguous copy, or None for an array of no known library."""
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(array, torch.Tensor):
+        return array.detach().contiguous()
+    if isinstance(array, np.ndarray):
+        return np.require(array, requirements=("C", "A"))
+    cupy = sys.modules.get("cupy")
+    if cupy is not None and isinstance(array, cupy.ndarray):
+        return cupy.ascontiguousarray(array)
+    return None

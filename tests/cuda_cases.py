@@ -1,0 +1,161 @@
+"""What the tests of the CUDA kernels share: a device that is emulated on the host, and a real one.
+
+Both have `array`, which puts a NumPy array on the device, `numpy`, which brings results back, and
+`ops`, the primitives as functions of NumPy arrays, for `cases.run` and its like.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sysconfig
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import pytest
+
+from tbptt_fast import cuda
+from tbptt_fast.cuda import _module, _places
+
+ROOT = Path(__file__).resolve().parent.parent
+NO_GPU = "needs a GPU"  # the reason of a skip that is no failure where oracles are required
+
+TF32_EPS = 2.0**-10  # between one and the next number with 10 bits behind the point
+PRECISIONS = (("float64", "tf32"), ("float32", "highest"), ("float32", "tf32"))
+
+
+@cache
+def emulated_module() -> Any:
+    """TBPTT_FAST_CUDA_EMULATED names the module's file or its folder; else the preset dev's."""
+    given = os.environ.get("TBPTT_FAST_CUDA_EMULATED")
+    place = Path(given) if given else ROOT / "build" / "dev"
+    file = f"_cuda_emulated{sysconfig.get_config_var('EXT_SUFFIX')}"
+    path = place / file if place.is_dir() else place
+    if not path.is_file():
+        if given:
+            raise FileNotFoundError(f"TBPTT_FAST_CUDA_EMULATED: {path} does not exist")
+        pytest.skip("the emulated CUDA kernels are not built: cmake --build --preset dev")
+    spec = importlib.util.spec_from_file_location("_cuda_emulated", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def mapped(value: Any, change: Callable[[Any], Any], kind: Any) -> Any:
+    """`value` with every object of the type `kind` in its tuples changed."""
+    if isinstance(value, kind):
+        return change(value)
+    if isinstance(value, tuple):
+        parts = [mapped(part, change, kind) for part in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
+    return value
+
+
+class Ops:
+    """`tbptt_fast.cuda` with NumPy arrays as arguments and results."""
+
+    def __init__(self, device: Device, options: dict[str, Any]) -> None:
+        self._device, self._options = device, options
+
+    def __getattr__(self, name: str) -> Any:
+        function, device = getattr(cuda, name), self._device
+
+        def call(*args: Any, **options: Any) -> Any:
+            args = mapped(args, device.array, np.ndarray)
+            options = {key: mapped(v, device.array, np.ndarray) for key, v in options.items()}
+            result = function(*args, **options, **self._options)
+            return mapped(result, device.numpy, device.kind)
+
+        return call
+
+
+class EmulatedDevice:
+    """Host memory as a device's; fresh memory is full of NaN, wherever it comes from."""
+
+    name = "emulated"
+    kind = np.ndarray
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.module = emulated_module()
+        monkeypatch.setattr(_module, "loaded", lambda: self.module)
+        monkeypatch.setattr(_places, "host_empty", self.empty)
+        self._forget()
+        self.resize()
+        self.module.set_seed(0)
+        self.module.take_waits()
+
+    @staticmethod
+    def _forget() -> None:
+        _module.why_not.cache_clear()
+        _module.native.cache_clear()
+
+    def close(self) -> None:
+        self._forget()
+        self.resize()
+        self.module.set_seed(0)
+        assert self.module.live_allocations() == 0, "memory of a call was not released"
+
+    def resize(
+        self,
+        multiprocessors: int = 3,
+        shared_bytes: int = 96 << 10,
+        blocks: int = 1,
+        capability: int = 90,
+    ) -> None:
+        """Later calls see such a device."""
+        self.module.set_device(multiprocessors, shared_bytes, blocks, capability)
+
+    @contextmanager
+    def order(self, seed: int) -> Iterator[None]:
+        """Threads take their turns in another order; 0 is that of their numbers."""
+        self.module.set_seed(seed)
+        try:
+            yield
+        finally:
+            self.module.set_seed(0)
+
+    @staticmethod
+    def empty(shape: tuple[int, ...], dtype: Any) -> Any:
+        return np.full(shape, np.nan, dtype)
+
+    def array(self, value: Any) -> Any:
+        return value
+
+    def numpy(self, value: Any) -> Any:
+        return value
+
+    def ops(self, **options: Any) -> Ops:
+        return Ops(self, options)
+
+
+class CudaDevice:
+    """A GPU, with PyTorch's tensors."""
+
+    name = "cuda"
+
+    def __init__(self) -> None:
+        reason = cuda.why_not()
+        if reason is not None:
+            pytest.skip(f"{NO_GPU}: {reason}")
+        torch = pytest.importorskip("torch", reason=f"{NO_GPU} and PyTorch")
+        if not torch.cuda.is_available():
+            pytest.skip(f"{NO_GPU} that PyTorch can use")
+        self.torch, self.kind = torch, torch.Tensor
+
+    def array(self, value: Any) -> Any:
+        return self.torch.from_numpy(np.ascontiguousarray(value)).to("cuda")
+
+    def numpy(self, value: Any) -> Any:
+        return value.cpu().numpy()
+
+    def ops(self, **options: Any) -> Ops:
+        return Ops(self, options)
+
+
+Device: TypeAlias = EmulatedDevice | CudaDevice

@@ -28,6 +28,7 @@ BENCHES = {
     "conv": "convolutions against PyTorch's, in both layouts",
     "convlstm": "ConvLSTM against the usual PyTorch cell, with peak memory and windows",
     "torch": "tbptt_fast.torch against torch.nn and torch.optim, at the level of modules",
+    "cuda": "layers on a GPU against PyTorch's (cuDNN), chunks, resets, overhead",
     "train": "seconds to a validation loss on real text, against PyTorch",
 }
 
@@ -52,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         progress(line)
     print(report.machine_text(machine, markdown=arguments.markdown))
     sections: list[report.Section] = []
-    for name in BENCHES if arguments.bench == "all" else [arguments.bench]:
+    for name in all_benches() if arguments.bench == "all" else [arguments.bench]:
         run: Bench = importlib.import_module(f".{name}", __package__).run
         found = run(options)
         sections += found
@@ -63,6 +64,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.plot:
         report.save_plot(arguments.plot, machine, sections)
     return 0
+
+
+def all_benches() -> list[str]:
+    """All that this machine can run."""
+    from tbptt_fast import cuda
+
+    return [name for name in BENCHES if name != "cuda" or cuda.is_available()]
 
 
 def build_parser() -> argparse.ArgumentParser:

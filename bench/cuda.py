@@ -1,0 +1,349 @@
+"""Recurrent layers on a GPU: `tbptt_fast.torch` against PyTorch's own (cuDNN), both in TF32.
+
+Every side is a module from `module(x)` to the gradients of x and all parameters. Errors against
+PyTorch's float64 layer come first: ours may be at most four times cuDNN's. Times are medians of
+rounds in which the sides take turns, by CUDA events; floors count bytes and operations at the
+bandwidth and the TF32 peak that the same run measures.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from statistics import geometric_mean
+from typing import Any
+
+from tbptt_fast import cuda
+
+from .options import Options, progress
+from .report import Section, times
+from .timing import Spread
+
+CELLS = {"lstm": 4, "gru": 3}
+STEPS, BATCHES, UNITS = (512, 1024), (1, 8, 32, 128), (128, 256, 512, 1024)
+CHUNK, RESET_RATE = 64, 0.03
+TURN_MILLISECONDS = 15.0
+WORST_ERROR = 4.0
+
+Call = Callable[[], Any]
+
+
+def run(options: Options) -> list[Section]:
+    if (reason := cuda.why_not()) is not None:
+        raise SystemExit(f"bench cuda needs a GPU: {reason}")
+    if "torch" not in options.peers:
+        raise SystemExit("bench cuda needs PyTorch, whose layers it compares with")
+    import torch
+
+    if not torch.cuda.is_available():
+        raise SystemExit("bench cuda needs a PyTorch that sees the GPU")
+    torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cuda.matmul.allow_tf32 = True
+    limits = measure_limits(torch)
+    progress(
+        f"{torch.cuda.get_device_name()}: {limits['tflops']:.0f} TFLOP/s in TF32, "
+        f"{limits['gbs']:.0f} GB/s"
+    )
+    return [
+        whole_sequences(torch, options, limits),
+        chunks(torch, options),
+        resets(torch, options),
+        overhead(torch, options),
+    ]
+
+
+# --- Timing -------------------------------------------------------------------------------------
+
+
+def milliseconds_of(torch: Any, call: Call, calls: int) -> float:
+    """Of one call, by events around `calls` of them."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    for _ in range(calls):
+        call()
+    end.record()
+    end.synchronize()
+    return float(start.elapsed_time(end)) / calls
+
+
+def alternate(torch: Any, sides: Mapping[str, Call], rounds: int) -> dict[str, list[float]]:
+    """Milliseconds of each side in each round; the order turns round every second time."""
+    calls = {}
+    for name, call in sides.items():
+        call()  # whatever is set up once
+        once = milliseconds_of(torch, call, 1)
+        calls[name] = max(1, min(200, round(TURN_MILLISECONDS / max(once, 1e-3))))
+    found: dict[str, list[float]] = {name: [] for name in sides}
+    for index in range(rounds):
+        for name in sides if index % 2 == 0 else reversed(sides):
+            found[name].append(milliseconds_of(torch, sides[name], calls[name]))
+    return found
+
+
+def ratio(found: Mapping[str, list[float]], slow: str, fast: str = "ours") -> Spread:
+    return Spread.of([a / b for a, b in zip(found[slow], found[fast], strict=True)])
+
+
+def measure_limits(torch: Any) -> dict[str, float]:
+    """TFLOP/s of a large product in TF32, and GB/s of a copy, read and written bytes."""
+    size = 8192
+    a = torch.randn(size, size, device="cuda")
+    product = min(milliseconds_of(torch, lambda: a @ a, 3) for _ in range(5))
+    source = torch.empty(1 << 28, dtype=torch.float32, device="cuda")
+    target = torch.empty_like(source)
+    copy = min(milliseconds_of(torch, lambda: target.copy_(source), 3) for _ in range(5))
+    return {"tflops": 2 * size**3 / product / 1e9, "gbs": 2 * source.nbytes / copy / 1e6}
+
+
+# --- Sides --------------------------------------------------------------------------------------
+
+
+def layers(torch: Any, cell: str, size: int) -> dict[str, Any]:
+    """Our module and PyTorch's with the same weights, and PyTorch's in float64."""
+    import tbptt_fast.torch as ours
+
+    torch.manual_seed(0)
+    theirs = getattr(torch.nn, cell.upper())(size, size).cuda()
+    mine = getattr(ours, cell.upper())(size, size).cuda()
+    exact = getattr(torch.nn, cell.upper())(size, size).cuda().double()
+    mine.load_state_dict(theirs.state_dict())
+    exact.load_state_dict(theirs.state_dict())
+    if (reason := mine.missing_kernel()) is not None:
+        raise SystemExit(f"bench cuda: {reason}")
+    return {"ours": mine, "cuDNN": theirs, "exact": exact}
+
+
+def both_ways(torch: Any, module: Any, x: Any, grad: Any, **options: Any) -> Call:
+    leaves = [x, *module.parameters()]
+
+    def call() -> list[Any]:
+        out, _ = module(x, **options)
+        return [out, *torch.autograd.grad(out, leaves, grad)]
+
+    return call
+
+
+def in_chunks(torch: Any, module: Any, x: Any, grad: Any) -> Call:
+    """The usual chunked TBPTT: a call for each chunk, the state detached, gradients added up."""
+    parts = [part.detach().requires_grad_() for part in x.detach().split(CHUNK)]
+    grads, parameters = grad.split(CHUNK), list(module.parameters())
+
+    def call() -> list[Any]:
+        state, outs, by_x, total = None, [], [], None
+        for part, by_out in zip(parts, grads, strict=True):
+            out, state = module(part, state)
+            found = torch.autograd.grad(out, [part, *parameters], by_out)
+            state = tuple(s.detach() for s in state) if type(state) is tuple else state.detach()
+            outs.append(out.detach())
+            by_x.append(found[0])
+            total = found[1:] if total is None else torch._foreach_add(total, found[1:])
+        return [torch.cat(outs), torch.cat(by_x), *(total or ())]
+
+    return call
+
+
+def split_and_pad(torch: Any, module: Any, x: Any, grad: Any, is_init: Any) -> Call:
+    """Episodes as rows of a padded batch; where they lie is found beforehand, untimed."""
+    steps, batch = is_init.shape
+    starts = is_init.clone()
+    starts[0] = True
+    order = starts.T.reshape(-1).cumsum(0) - 1  # episode of (b, t)
+    first = starts.T.reshape(-1).nonzero()[:, 0]
+    place = torch.arange(order.numel(), device="cuda") - first[order]
+    rows, longest = int(order[-1]) + 1, int(place.max()) + 1
+    step = place.view(batch, steps).T
+    row = order.view(batch, steps).T
+    leaves = [x, *module.parameters()]
+
+    def call() -> list[Any]:
+        padded = x.new_zeros(longest, rows, x.shape[-1]).index_put((step, row), x)
+        out = module(padded)[0][step, row]
+        return [out, *torch.autograd.grad(out, leaves, grad)]
+
+    return call
+
+
+def verify(name: str, ours: list[Any], theirs: list[Any], exact: list[Any]) -> float:
+    """Our largest error in units of cuDNN's; an error where it is above WORST_ERROR."""
+    worst = 0.0
+    for mine, other, truth in zip(ours, theirs, exact, strict=True):
+        floor = 1e-6 * float(truth.abs().max())
+        error = float((mine.double() - truth).abs().max())
+        worst = max(worst, error / max(float((other.double() - truth).abs().max()), floor))
+        if not worst <= WORST_ERROR:
+            raise SystemExit(f"{name}: our error is {worst:.2f} times cuDNN's")
+    return worst
+
+
+def data(torch: Any, steps: int, batch: int, size: int) -> tuple[Any, Any]:
+    torch.manual_seed(steps + batch + size)
+    x = torch.randn(steps, batch, size, device="cuda", requires_grad=True)
+    return x, torch.randn(steps, batch, size, device="cuda")
+
+
+def floor_milliseconds(cell: str, shape: tuple[int, int, int], limits: dict[str, float]) -> float:
+    """What nothing can be faster than: forward and backward, input product and all gradients."""
+    steps, batch, size = shape
+    gates = CELLS[cell]
+    operations = 3 * 2 * steps * batch * gates * size * (2 * size)
+    kept = gates + (cell == "lstm")  # written, then read; x, out and their gradients beside them
+    values = steps * batch * size * (2 * kept + 6) + 4 * gates * size * size
+    return max(operations / limits["tflops"] / 1e9, 4 * values / limits["gbs"] / 1e6)
+
+
+# --- Sections -----------------------------------------------------------------------------------
+
+
+def whole_sequences(torch: Any, options: Options, limits: dict[str, float]) -> Section:
+    section = Section(
+        title="Layers on a GPU, forward + backward, TF32",
+        columns=["cell", "T, B, I = H", "ours ms", "cuDNN ms", "floor ms", "error", "vs cuDNN"],
+        note=f"{torch.cuda.get_device_name()}; error: ours in units of cuDNN's.",
+    )
+    ratios: dict[str, list[float]] = {cell: [] for cell in CELLS}
+    batches, units = ((8,), (128, 512)) if options.quick else (BATCHES, UNITS)
+    for cell in CELLS:
+        for steps in STEPS[: 1 if options.quick else 2]:
+            for batch in batches:
+                for size in units:
+                    shape = (steps, batch, size)
+                    x, grad = data(torch, *shape)
+                    made = layers(torch, cell, size)
+                    sides = {n: both_ways(torch, made[n], x, grad) for n in ("ours", "cuDNN")}
+                    wide = x.detach().double().requires_grad_()
+                    exact = both_ways(torch, made["exact"], wide, grad.double())()
+                    label = f"{cell} {steps}, {batch}, {size}"
+                    error = verify(label, sides["ours"](), sides["cuDNN"](), exact)
+                    del exact, wide
+                    found = alternate(torch, sides, options.rounds)
+                    add(
+                        section,
+                        [cell.upper(), f"{steps}, {batch}, {size}"],
+                        found,
+                        floor_milliseconds(cell, shape, limits),
+                        error,
+                    )
+                    ratios[cell].append(ratio(found, "cuDNN").median)
+    for cell, values in ratios.items():
+        section.rows.append(
+            [
+                cell.upper(),
+                "geometric mean; least",
+                "",
+                "",
+                "",
+                "",
+                f"{geometric_mean(values):.2f}; {min(values):.2f}",
+            ]
+        )
+    return section
+
+
+def add(
+    section: Section,
+    label: list[str],
+    found: Mapping[str, list[float]],
+    floor: float | None,
+    error: float | None,
+) -> None:
+    spread, medians = ratio(found, "cuDNN"), {n: Spread.of(v).median for n, v in found.items()}
+    progress(f"{', '.join(label)}: {times(spread)}")
+    more = [] if floor is None else [f"{floor:.3g}"]
+    more += [] if error is None else [f"{error:.2f}"]
+    section.rows.append([*label, *(f"{m:.3g}" for m in medians.values()), *more, times(spread)])
+    section.records.append(
+        {"label": label, "milliseconds": found, "floor": floor, "error": error, "ratio": spread}
+    )
+
+
+def chunks(torch: Any, options: Options) -> Section:
+    section = Section(
+        title=f"Chunked TBPTT on a GPU, K = {CHUNK}, forward + backward",
+        columns=["cell", "T, B, I = H", "ours ms", "cuDNN's chunks ms", "vs cuDNN"],
+    )
+    for cell in CELLS:
+        for steps, batch, size in ((512, 8, 128), (1024, 8, 256), (1024, 32, 512))[
+            : 1 if options.quick else 3
+        ]:
+            x, grad = data(torch, steps, batch, size)
+            made = layers(torch, cell, size)
+            wide = x.detach().double().requires_grad_()
+            exact = in_chunks(torch, made["exact"], wide, grad.double())()
+            sides = {
+                "ours": both_ways(torch, made["ours"], x, grad, truncation=CHUNK),
+                "cuDNN": in_chunks(torch, made["cuDNN"], x, grad),
+            }
+            label = f"{cell} in chunks {steps}, {batch}, {size}"
+            verify(label, sides["ours"](), sides["cuDNN"](), exact)
+            found = alternate(torch, sides, options.rounds)
+            add(section, [cell.upper(), f"{steps}, {batch}, {size}"], found, None, None)
+    return section
+
+
+def resets(torch: Any, options: Options) -> Section:
+    section = Section(
+        title=f"Resets on a GPU ({RESET_RATE:.0%} of the steps), forward + backward",
+        columns=[
+            "cell",
+            "T, B, I = H",
+            "ours ms",
+            "split-and-pad ms",
+            "ours without resets ms",
+            "vs split-and-pad",
+        ],
+        note="Split-and-pad: episodes as rows of a padded batch, through cuDNN.",
+    )
+    for cell in CELLS:
+        for steps, batch, size in ((512, 32, 256), (1024, 8, 512))[: 1 if options.quick else 2]:
+            x, grad = data(torch, steps, batch, size)
+            made = layers(torch, cell, size)
+            is_init = torch.rand(steps, batch, device="cuda") < RESET_RATE
+            wide = x.detach().double().requires_grad_()
+            exact = split_and_pad(torch, made["exact"], wide, grad.double(), is_init)()
+            sides = {
+                "ours": both_ways(torch, made["ours"], x, grad, is_init=is_init),
+                "cuDNN": split_and_pad(torch, made["cuDNN"], x, grad, is_init),
+                "without resets": both_ways(torch, made["ours"], x, grad),
+            }
+            label = f"{cell} with resets {steps}, {batch}, {size}"
+            verify(label, sides["ours"](), sides["cuDNN"](), exact)
+            found = alternate(torch, sides, options.rounds)
+            add(section, [cell.upper(), f"{steps}, {batch}, {size}"], found, None, None)
+    return section
+
+
+def overhead(torch: Any, options: Options) -> Section:
+    """Microseconds of the host, from one call to the next, while the device keeps up."""
+    section = Section(
+        title="Call overhead on a GPU, T = B = 1, I = H = 32, forward without a tape",
+        columns=["call", "µs"],
+        note="Host time of a call; nothing is waited for.",
+    )
+    x, _ = data(torch, 1, 1, 32)
+    made = layers(torch, "lstm", 32)
+    x, weights = x.detach(), [w.detach() for w in made["ours"].parameters()]
+
+    def primitive() -> Any:
+        return cuda.lstm_forward(x, None, *weights, training=False)
+
+    calls: dict[str, Call] = {
+        "tbptt_fast.cuda.lstm_forward": lambda: cuda.lstm_forward(
+            x, None, *weights, training=False
+        ),
+        "tbptt_fast.torch.LSTM": lambda: made["ours"](x),
+        "torch.nn.LSTM": lambda: made["cuDNN"](x),
+    }
+    with torch.no_grad():
+        for name, call in calls.items():
+            micros = []
+            for _ in range(options.rounds):
+                torch.cuda.synchronize()
+                start = time.perf_counter()
+                for _ in range(200):
+                    call()
+                micros.append((time.perf_counter() - start) / 200 * 1e6)
+                torch.cuda.synchronize()
+            section.rows.append([name, f"{Spread.of(micros).median:.1f}"])
+            section.records.append({"call": name, "microseconds": micros})
+            progress(f"{name}: {section.rows[-1][1]} µs")
+    return section

@@ -82,6 +82,15 @@ def test_runs_need_not_fit(cell: str, algo: str, layout: str) -> None:
         check_bits(problem, layout, algo=algo, truncation=truncation, **masks)
 
 
+@layouts
+def test_the_way_of_convolutions_is_chosen_once(layout: str) -> None:
+    """The forward pass convolves x of 20 steps at once, Winograd's way; the runs of the backward
+    pass end with fewer, for which the automatic choice would be the direct way."""
+    problem = make_problem("lstm", Shape((60, 1, 16, 32), (14, 14)), "float32")
+    check_bits(problem, layout)
+    check_bits(problem, layout, truncation=7)
+
+
 @settings(max_examples=100, deadline=None, derandomize=True, database=None)
 @given(problems(), st.sampled_from(tbptt_fast.available_isas()), st.sampled_from(LAYOUTS))
 def test_anything(case: tuple[Problem, dict[str, Any]], isa: str, layout: str) -> None:

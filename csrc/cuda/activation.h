@@ -1,37 +1,25 @@
 // Activations behind a layer, and their gradients from the output.
 #pragma once
 
-#include <cmath>
-
 #include "../api_convolution.h"
 #include "runtime.h"
+#include "scalar_math.h"
 #include "tiled_product.h"
 
 namespace tbptt {
 namespace cuda {
 
-TBPTT_DEVICE float tanh_of(float x) { return tanhf(x); }
-TBPTT_DEVICE double tanh_of(double x) { return tanh(x); }
-TBPTT_DEVICE float exp_of(float x) { return expf(x); }
-TBPTT_DEVICE double exp_of(double x) { return exp(x); }
-
-// NaN is not less than anything: it travels.
-template <class T>
-TBPTT_DEVICE T relu_of(T x) {
-    return x < T(0) ? T(0) : x;
-}
-
 template <class T>
 TBPTT_DEVICE T activate(Activation activation, T x) {
     switch (activation) {
-        case Activation::relu: return relu_of(x);
-        case Activation::tanh: return tanh_of(x);
-        case Activation::sigmoid: return T(1) / (T(1) + exp_of(-x));
+        case Activation::relu: return ScalarMath<T>::relu(x);
+        case Activation::tanh: return ScalarMath<T>::tanh(x);
+        case Activation::sigmoid: return ScalarMath<T>::sigmoid(x);
         default: return x;
     }
 }
 
-// The gradient before the activation, from its output y; relu'(0) = 0.
+// The gradient before the activation, from its output y; relu'(0) = 0. Where y is NaN, ReLU lets the gradient pass.
 template <class T>
 TBPTT_DEVICE T activation_gradient(Activation activation, T y, T dy) {
     switch (activation) {

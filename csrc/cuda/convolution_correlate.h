@@ -131,7 +131,7 @@ class CorrelationTarget {
     }
 
    private:
-    TBPTT_DEVICE T finish(T value) const { return p_.relu ? relu_of(value) : value; }
+    TBPTT_DEVICE T finish(T value) const { return p_.relu ? ScalarMath<T>::relu(value) : value; }
 
     TBPTT_DEVICE std::int64_t place_of(int row) const {
         const Images& images = p_.target_images;
@@ -172,7 +172,7 @@ __global__ void __launch_bounds__(Tile::threads, 2) correlate(const Correlation<
     Left left(p.source + std::int64_t{group} * p.depth * images.channel, images.height, images.width,
               PixelPlaces{down, across, images, p.step_y, p.step_x, first_row, rows},
               TapPlaces{down, across, images, p.by_depth, false, 0, depth},
-              reinterpret_cast<Place*>(memory + Tile::stages * Tile::stage));
+              reinterpret_cast<PackedPlace*>(memory + Tile::stages * Tile::stage));
     const std::int64_t stride = p.factors_stride[phase];
     Right right(
         p.factors + p.factors_of[phase] + group * p.factors_group[phase] + first_column * (Tile::along ? stride : 1),
@@ -201,7 +201,7 @@ void run_correlation(const Correlation<typename Tile::T>& p, Stream stream) {
         to_index(p.groups * divide_up(most_rows(p), Tile::rows) * divide_up(p.columns, Tile::columns)));
     grid.y = static_cast<unsigned>(p.phases_down * p.phases_across);
     grid.threads = Tile::threads;
-    grid.shared_bytes = Tile::shared_bytes + Left::table_size * sizeof(Place);
+    grid.shared_bytes = Tile::shared_bytes + Left::table_size * sizeof(PackedPlace);
     launch(correlate<Tile, Exact, Groups>, grid, stream, p);
 }
 

@@ -8,6 +8,7 @@
 
 #include "../api_convolution.h"
 #include "runtime.h"
+#include "tiled_product.h"
 
 namespace tbptt {
 namespace cuda {
@@ -107,11 +108,21 @@ inline bool is_point(const ConvolutionShape& s) {
 }
 
 // A place in a batch of images or a distance there: which element, and the row and column that must be inside.
-struct alignas(16) Place {
+struct Place {
     std::int64_t element;
     int y, x;
 };
 TBPTT_DEVICE Place nowhere() { return {0, -(1 << 30), 0}; }
+
+// As one access of shared memory.
+using PackedPlace = Group<int>;
+TBPTT_DEVICE PackedPlace pack(const Place& p) {
+    return {{static_cast<int>(static_cast<std::uint32_t>(p.element)), static_cast<int>(p.element >> 32), p.y, p.x}};
+}
+TBPTT_DEVICE Place unpack(const PackedPlace& p) {
+    return {static_cast<std::int64_t>(p.value[1]) * (std::int64_t{1} << 32) | static_cast<std::uint32_t>(p.value[0]),
+            p.value[2], p.value[3]};
+}
 
 // Pixels first, first+1, … end-1 of a phase, all images' in their order, where their tap of no shift lies.
 struct PixelPlaces {
@@ -159,33 +170,35 @@ class GatherLoader {
     static constexpr int table_size = Tile::along ? Rows : ring * Tile::depth;
 
     TBPTT_DEVICE GatherLoader(const T* source, int height, int width, const RowPlaces& rows, const DepthPlaces& depths,
-                              Place* table)
+                              PackedPlace* table)
         : source_(source), height_(height), width_(width), depths_(depths), table_(table), mine_{} {
         const int thread = static_cast<int>(threadIdx.x);
         if (Tile::along) {
-            for (int i = thread; i < Rows; i += Tile::threads) table[i] = rows(i);
+            for (int i = thread; i < Rows; i += Tile::threads) table[i] = pack(rows(i));
         } else {
-            for (int i = thread; i < ahead * Tile::depth; i += Tile::threads) table[i] = depths_(i);
+            for (int i = thread; i < ahead * Tile::depth; i += Tile::threads) table[i] = pack(depths_(i));
             mine_ = rows(in_line());
         }
     }
 
     TBPTT_DEVICE void load(T* panel, int chunk) {
         const Place mine = Tile::along ? depths_(chunk * Tile::depth + in_line()) : mine_;
-        const Place* others = table_ + first_line() + (Tile::along ? 0 : chunk % ring * Tile::depth);
+        const PackedPlace* others = table_ + first_line() + (Tile::along ? 0 : chunk % ring * Tile::depth);
+        const T* source = source_ + mine.element;
         T* to = panel + first_line() * Layout::stride + in_line();
 #pragma unroll
         for (int i = 0; i < lines / lines_at_once; ++i) {
-            const Place other = others[i * lines_at_once];
-            const bool inside = static_cast<unsigned>(mine.y + other.y) < static_cast<unsigned>(height_) &&
-                                static_cast<unsigned>(mine.x + other.x) < static_cast<unsigned>(width_);
-            copy_async<Access>(to + i * lines_at_once * Layout::stride,
-                               inside ? source_ + (mine.element + other.element) : source_, inside);
+            const Place other = unpack(others[i * lines_at_once]);
+            // both sides of the condition and the address always: to ask first whether they are needed costs more
+            const bool in_height = static_cast<unsigned>(mine.y + other.y) < static_cast<unsigned>(height_);
+            const bool in_width = static_cast<unsigned>(mine.x + other.x) < static_cast<unsigned>(width_);
+            copy_async<Access>(to + i * lines_at_once * Layout::stride, source + other.element,
+                               static_cast<bool>(int{in_height} & int{in_width}));
         }
         if (!Tile::along && static_cast<int>(threadIdx.x) < Tile::depth) {
             const int later = chunk + ahead;
             table_[later % ring * Tile::depth + threadIdx.x] =
-                depths_(later * Tile::depth + static_cast<int>(threadIdx.x));
+                pack(depths_(later * Tile::depth + static_cast<int>(threadIdx.x)));
         }
     }
 
@@ -203,7 +216,7 @@ class GatherLoader {
     const T* source_;
     const int height_, width_;
     const DepthPlaces depths_;
-    Place* table_;
+    PackedPlace* table_;
     Place mine_;
 };
 

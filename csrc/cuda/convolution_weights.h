@@ -168,7 +168,7 @@ __global__ void __launch_bounds__(Tile::threads, 2) correlate_weights(const Weig
     const int chunks = (length + Tile::depth - 1) / Tile::depth;
 
     T* memory = shared_memory<T>();
-    Place* table = reinterpret_cast<Place*>(memory + Tile::stages * Tile::stage);
+    PackedPlace* table = reinterpret_cast<PackedPlace*>(memory + Tile::stages * Tile::stage);
     const Images &images = p.source_images, &outputs = p.output_images;
     typename Loaders::Right right(p.source + std::int64_t{group} * p.depth * images.channel, images.height,
                                   images.width,
@@ -213,7 +213,7 @@ void run_weights(WeightGradient<typename Tile::T>& p, typename Tile::T* grad_w, 
     grid.x = static_cast<unsigned>(tiles);
     grid.y = static_cast<unsigned>(parts);
     grid.threads = Tile::threads;
-    grid.shared_bytes = Tile::shared_bytes + WeightLoaders<Tile, GroupsG, GroupsX>::places * sizeof(Place);
+    grid.shared_bytes = Tile::shared_bytes + WeightLoaders<Tile, GroupsG, GroupsX>::places * sizeof(PackedPlace);
     launch(correlate_weights<Tile, Exact, GroupsG, GroupsX>, grid, stream, p);
     if (direct) return;
     run_sums(PartSums<T>{p.part_size, static_cast<int>(parts), p.columns, p.depth,

@@ -124,7 +124,7 @@ __global__ void depthwise_sum(const DepthwiseSum<T> p) {
                 Access value;
 #pragma unroll
                 for (int e = 0; e < Width; ++e)
-                    value.value[e] = p.activation == Activation::relu ? relu_of(sum[s][e]) : sum[s][e];
+                    value.value[e] = p.activation == Activation::relu ? ScalarMath<T>::relu(sum[s][e]) : sum[s][e];
                 *reinterpret_cast<Access*>(images + to_y * target.width * target.pixel) = value;
             }
     }

@@ -46,7 +46,8 @@ TBPTT_DEVICE V load_shared_by_grid(const V* from) {
     return __ldcg(from);
 }
 
-// Copies of one access (float, double, float4) to shared memory that go on while the thread works; zeros where not `valid`.
+// Copies of one access (4, 8 or 16 bytes) to shared memory that go on while the thread works; zeros where not `valid`, and then
+// `from` may be anything.
 template <class Access>
 TBPTT_DEVICE void copy_async(void* to, const void* from, bool valid) {
 #if __CUDA_ARCH__ >= 800

@@ -76,15 +76,6 @@ void resume(Fiber& fiber) {
     setcontext(&fiber.start);
 }
 
-// In a function of its own: to the compiler, getcontext returns twice.
-void prepare(Fiber& fiber, void* stack) {
-    getcontext(&fiber.start);
-    fiber.start.uc_stack.ss_sp = stack;
-    fiber.start.uc_stack.ss_size = stack_bytes;
-    fiber.start.uc_link = nullptr;
-    makecontext(&fiber.start, &begin, 0);
-}
-
 void pass(unsigned& arrived, unsigned& generation, unsigned count) {
     const unsigned seen = generation;
     if (++arrived == count) {

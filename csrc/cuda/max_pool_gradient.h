@@ -88,7 +88,7 @@ struct MaxPoolGather {
 };
 
 template <class T, int L>
-__global__ void __launch_bounds__(pool_threads) max_pool_values(const MaxPoolGather<T> p) {
+__global__ void __launch_bounds__(pool_threads, 3) max_pool_values(const MaxPoolGather<T> p) {
     Reach reach = no_reach();
     for (int i = static_cast<int>(threadIdx.x); i < p.part_count; i += static_cast<int>(blockDim.x))
         reach = join(reach, p.parts[i]);
@@ -96,28 +96,28 @@ __global__ void __launch_bounds__(pool_threads) max_pool_values(const MaxPoolGat
     if (global_index() == 0) *p.outside = reach.outside != 0;
     WindowAxis y = p.y, x = p.x;
     y.before = reach.y_before;
-    y.kernel = y.before + reach.y_behind + 1;
+    y.kernel = static_cast<std::uint32_t>(y.before) + static_cast<std::uint32_t>(reach.y_behind) + 1;
     x.before = reach.x_before;
-    x.kernel = x.before + reach.x_behind + 1;
+    x.kernel = static_cast<std::uint32_t>(x.before) + static_cast<std::uint32_t>(reach.x_behind) + 1;
     const T start = reach.outside ? not_a_number<T>() : T{0};
     for (std::int64_t block = blockIdx.x; block * pool_items < p.items; block += gridDim.x)
         for_each_item(block, p.grid, p.items, L, [&](const PoolItem& item) {
             const Span rows = y.windows_with(item.row), columns = x.windows_with(item.column);
-            const std::int64_t unit = item.unit * p.layout.y_unit + item.channel;
-            const std::int64_t place = item.row * p.x.size + item.column;
+            const std::int64_t* const indices = p.indices + item.unit * p.layout.y_unit;
+            const T* const grad_y = p.grad_y + item.unit * p.layout.y_unit;
+            const std::int64_t place = item.row * x.size + item.column;
             Vector<T, L> sum;
 #pragma unroll
             for (int k = 0; k < L; ++k) sum.value[k] = start;
-            for (std::int64_t row = rows.begin; row < rows.end; ++row)
-                for (std::int64_t column = columns.begin; column < columns.end; ++column) {
-                    const std::int64_t window = unit + row * p.layout.y_row + column * p.layout.depth;
+            for (int row = rows.begin; row < rows.end; ++row)
+                for (int column = columns.begin; column < columns.end; ++column) {
+                    const int window = p.layout.y_offset(row, column, item.channel);
 #pragma unroll
                     for (int k = 0; k < L; ++k)
-                        if (p.indices[window + k] == place) sum.value[k] += p.grad_y[window + k];
+                        if (indices[window + k] == place) sum.value[k] += grad_y[window + k];
                 }
-            store_vector(p.grad_x + item.unit * p.layout.x_unit + item.row * p.layout.x_row +
-                             item.column * p.layout.depth + item.channel,
-                         sum);
+            store_vector(
+                p.grad_x + item.unit * p.layout.x_unit + p.layout.x_offset(item.row, item.column, item.channel), sum);
         });
 }
 

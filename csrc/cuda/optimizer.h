@@ -180,7 +180,7 @@ TBPTT_DEVICE void update_at(const OptimizerArray<T>& array, std::int64_t i, T li
 }
 
 template <class T, class Rule, int capacity>
-__global__ void __launch_bounds__(optimizer_threads) update_arrays(const UpdateParameters<T, Rule, capacity> p) {
+__global__ void __launch_bounds__(optimizer_threads, 3) update_arrays(const UpdateParameters<T, Rule, capacity> p) {
     T factor = static_cast<T>(p.factor);
     if (p.clip.norm) {
         constexpr double torch_eps = 1e-6;  // as in torch.nn.utils.clip_grad_norm_

@@ -13,45 +13,47 @@ namespace tbptt {
 namespace cuda {
 
 struct Span {
-    std::int64_t begin, end;
+    int begin, end;
 };
 
-TBPTT_DEVICE std::int64_t smaller(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
-TBPTT_DEVICE std::int64_t larger(std::int64_t a, std::int64_t b) { return a < b ? b : a; }
-
-// One axis of windows, see PoolAxis.
+// One axis of windows, see PoolAxis. Sums of two of its numbers may exceed an int.
 struct WindowAxis {
-    std::int64_t size, kernel, stride, before, behind, out;
+    int size, stride, before, behind, out;
+    std::uint32_t kernel;
     Divider by_stride;
 
     explicit WindowAxis(const PoolAxis& a)
-        : size(a.size),
-          kernel(a.kernel),
-          stride(a.stride),
-          before(a.before),
-          behind(a.behind),
-          out(a.out),
+        : size(static_cast<int>(a.size)),
+          stride(static_cast<int>(a.stride)),
+          before(static_cast<int>(a.before)),
+          behind(static_cast<int>(a.behind)),
+          out(static_cast<int>(a.out)),
+          kernel(static_cast<std::uint32_t>(a.kernel)),
           by_stride(a.stride) {}
 
+    TBPTT_DEVICE std::int64_t start_of(int index) const { return std::int64_t{index} * stride - before; }
+
     // The part of window `index` that lies on the plane.
-    TBPTT_DEVICE Span window(std::int64_t index) const {
-        const std::int64_t first = index * stride - before;
-        return {larger(first, 0), smaller(first + kernel, size)};
+    TBPTT_DEVICE Span window(int index) const {
+        const std::int64_t first = start_of(index), end = first + kernel;
+        return {first > 0 ? static_cast<int>(first) : 0, end < size ? static_cast<int>(end) : size};
     }
 
     // Its length on the plane, or on the plane and its padding.
-    TBPTT_DEVICE std::int64_t counted(std::int64_t index, bool count_padding) const {
+    TBPTT_DEVICE std::int64_t counted(int index, bool count_padding) const {
         const Span on_plane = window(index);
         if (!count_padding) return on_plane.end - on_plane.begin;
-        return smaller(kernel, size + behind - (index * stride - before));
+        const std::int64_t left = std::int64_t{size} + behind - start_of(index);
+        return left < kernel ? left : kernel;
     }
 
     // The windows that contain `place`.
-    TBPTT_DEVICE Span windows_with(std::int64_t place) const {
-        const std::int64_t padded = place + before, past = padded - kernel + stride;
+    TBPTT_DEVICE Span windows_with(int place) const {
+        const std::int64_t padded = std::int64_t{place} + before, past = padded - kernel + stride;
         if (padded < 0) return {0, 0};
-        return {past > 0 ? by_stride.quotient(static_cast<std::uint32_t>(past)) : 0,
-                smaller(std::int64_t{by_stride.quotient(static_cast<std::uint32_t>(padded))} + 1, out)};
+        const std::uint32_t last = by_stride.quotient(static_cast<std::uint32_t>(padded));
+        return {past > 0 ? static_cast<int>(by_stride.quotient(static_cast<std::uint32_t>(past))) : 0,
+                last < static_cast<std::uint32_t>(out) ? static_cast<int>(last) + 1 : out};
     }
 };
 
@@ -78,7 +80,8 @@ constexpr unsigned pool_threads = 256;
 constexpr std::int64_t pool_items = 4 * pool_threads;  // of a block
 
 struct PoolItem {
-    std::int64_t unit, row, column, channel;  // channel: of the first value, among those of the unit
+    std::int64_t unit;
+    int row, column, channel;  // channel: of the first value, among those of the unit
 };
 
 // Calls body(item) for what this thread has of the items of one block.
@@ -89,8 +92,8 @@ TBPTT_DEVICE void for_each_item(std::int64_t block, const PoolGrid& grid, std::i
     for (std::uint32_t i = threadIdx.x; i < pool_items && first + i < items; i += pool_threads) {
         const Place place = places[i];
         const std::uint32_t pixel = grid.depth.quotient(place.column), row = grid.columns.quotient(pixel);
-        body(PoolItem{place.row, row, pixel - row * grid.columns.divisor,
-                      std::int64_t{place.column - pixel * grid.depth.divisor} * vector});
+        body(PoolItem{place.row, static_cast<int>(row), static_cast<int>(pixel - row * grid.columns.divisor),
+                      static_cast<int>(place.column - pixel * grid.depth.divisor) * vector});
     }
 }
 
@@ -108,20 +111,24 @@ void with_channel_vectors(bool channels_last, std::int64_t channels, bool aligne
     channels_last && aligned && channels % L == 0 ? f(Constant<L>()) : f(Constant<1>());
 }
 
-// Where the windows of all kernels begin in the arrays.
+// How values lie in a unit of x and of y; within a unit, every distance is an int.
 struct PoolLayout {
-    std::int64_t depth;  // values from a column to the next
-    std::int64_t x_row, x_unit, y_row, y_unit;
+    int depth;  // from a column to the next
+    int x_row, y_row;
+    std::int64_t x_unit, y_unit;
 
     explicit PoolLayout(const PoolShape& s)
         : PoolLayout(s.channels_last ? s.channels : 1, s.y.size, s.x.size, s.y.out, s.x.out) {}
     PoolLayout(std::int64_t channels, std::int64_t rows, std::int64_t width, std::int64_t out_rows,
                std::int64_t out_width)
-        : depth(channels),
-          x_row(width * channels),
-          x_unit(rows * x_row),
-          y_row(out_width * channels),
-          y_unit(out_rows * y_row) {}
+        : depth(static_cast<int>(channels)),
+          x_row(static_cast<int>(width * channels)),
+          y_row(static_cast<int>(out_width * channels)),
+          x_unit(rows * width * channels),
+          y_unit(out_rows * out_width * channels) {}
+
+    TBPTT_DEVICE int x_offset(int row, int column, int channel) const { return row * x_row + column * depth + channel; }
+    TBPTT_DEVICE int y_offset(int row, int column, int channel) const { return row * y_row + column * depth + channel; }
 };
 
 template <class T>
@@ -141,18 +148,18 @@ template <class T, int L>
 __global__ void __launch_bounds__(pool_threads) max_pool_windows(const PoolParameters<T> p) {
     for_each_item(blockIdx.x, p.grid, p.items, L, [&](const PoolItem& item) {
         const Span down = p.y.window(item.row), across = p.x.window(item.column);
-        const T* const unit = p.from + item.unit * p.layout.x_unit + item.channel;
+        const T* const unit = p.from + item.unit * p.layout.x_unit;
         Vector<T, L> largest;
-        Vector<std::int64_t, L> place;
+        Vector<int, L> place;
 #pragma unroll
         for (int k = 0; k < L; ++k) {
             largest.value[k] = static_cast<T>(-INFINITY);
             place.value[k] = down.begin * p.x.size + across.begin;
         }
-        for (std::int64_t row = down.begin; row < down.end; ++row)
-            for (std::int64_t column = across.begin; column < across.end; ++column) {
-                const auto next = load_vector<L>(unit + row * p.layout.x_row + column * p.layout.depth);
-                const std::int64_t here = row * p.x.size + column;
+        for (int row = down.begin; row < down.end; ++row)
+            for (int column = across.begin; column < across.end; ++column) {
+                const auto next = load_vector<L>(unit + p.layout.x_offset(row, column, item.channel));
+                const int here = row * p.x.size + column;
 #pragma unroll
                 for (int k = 0; k < L; ++k) {
                     const bool wins = next.value[k] > largest.value[k] || next.value[k] != next.value[k];
@@ -161,7 +168,7 @@ __global__ void __launch_bounds__(pool_threads) max_pool_windows(const PoolParam
                 }
             }
         const std::int64_t offset =
-            item.unit * p.layout.y_unit + item.row * p.layout.y_row + item.column * p.layout.depth + item.channel;
+            item.unit * p.layout.y_unit + p.layout.y_offset(item.row, item.column, item.channel);
         store_vector(p.to + offset, largest);
         constexpr int pair = L > 1 ? 2 : 1;
 #pragma unroll
@@ -178,11 +185,11 @@ template <class T, int L>
 __global__ void __launch_bounds__(pool_threads) avg_pool_windows(const PoolParameters<T> p) {
     for_each_item(blockIdx.x, p.grid, p.items, L, [&](const PoolItem& item) {
         const Span down = p.y.window(item.row), across = p.x.window(item.column);
-        const T* const unit = p.from + item.unit * p.layout.x_unit + item.channel;
+        const T* const unit = p.from + item.unit * p.layout.x_unit;
         Vector<T, L> sum{};
-        for (std::int64_t row = down.begin; row < down.end; ++row)
-            for (std::int64_t column = across.begin; column < across.end; ++column) {
-                const auto next = load_vector<L>(unit + row * p.layout.x_row + column * p.layout.depth);
+        for (int row = down.begin; row < down.end; ++row)
+            for (int column = across.begin; column < across.end; ++column) {
+                const auto next = load_vector<L>(unit + p.layout.x_offset(row, column, item.channel));
 #pragma unroll
                 for (int k = 0; k < L; ++k) sum.value[k] += next.value[k];
             }
@@ -190,9 +197,7 @@ __global__ void __launch_bounds__(pool_threads) avg_pool_windows(const PoolParam
                         static_cast<T>(p.y.counted(item.row, p.count_padding));
 #pragma unroll
         for (int k = 0; k < L; ++k) sum.value[k] /= count;
-        store_vector(p.to + item.unit * p.layout.y_unit + item.row * p.layout.y_row + item.column * p.layout.depth +
-                         item.channel,
-                     sum);
+        store_vector(p.to + item.unit * p.layout.y_unit + p.layout.y_offset(item.row, item.column, item.channel), sum);
     });
 }
 
@@ -200,19 +205,17 @@ template <class T, int L>
 __global__ void __launch_bounds__(pool_threads) avg_pool_values(const PoolParameters<T> p) {
     for_each_item(blockIdx.x, p.grid, p.items, L, [&](const PoolItem& item) {
         const Span rows = p.y.windows_with(item.row), columns = p.x.windows_with(item.column);
-        const T* const unit = p.from + item.unit * p.layout.y_unit + item.channel;
+        const T* const unit = p.from + item.unit * p.layout.y_unit;
         Vector<T, L> sum{};
-        for (std::int64_t row = rows.begin; row < rows.end; ++row)
-            for (std::int64_t column = columns.begin; column < columns.end; ++column) {
-                const auto grad = load_vector<L>(unit + row * p.layout.y_row + column * p.layout.depth);
+        for (int row = rows.begin; row < rows.end; ++row)
+            for (int column = columns.begin; column < columns.end; ++column) {
+                const auto grad = load_vector<L>(unit + p.layout.y_offset(row, column, item.channel));
                 const T count = static_cast<T>(p.y.counted(row, p.count_padding)) *
                                 static_cast<T>(p.x.counted(column, p.count_padding));
 #pragma unroll
                 for (int k = 0; k < L; ++k) sum.value[k] += grad.value[k] / count;
             }
-        store_vector(p.to + item.unit * p.layout.x_unit + item.row * p.layout.x_row + item.column * p.layout.depth +
-                         item.channel,
-                     sum);
+        store_vector(p.to + item.unit * p.layout.x_unit + p.layout.x_offset(item.row, item.column, item.channel), sum);
     });
 }
 

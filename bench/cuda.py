@@ -75,7 +75,7 @@ def alternate(torch: Any, sides: Mapping[str, Call], rounds: int) -> dict[str, l
         calls[name] = max(1, min(200, round(TURN_MILLISECONDS / max(once, 1e-3))))
     found: dict[str, list[float]] = {name: [] for name in sides}
     for index in range(rounds):
-        for name in sides if index % 2 == 0 else reversed(sides):
+        for name in sides if index % 2 == 0 else reversed(list(sides)):
             found[name].append(milliseconds_of(torch, sides[name], calls[name]))
     return found
 

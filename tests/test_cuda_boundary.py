@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib.util
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -137,8 +138,8 @@ def test_streams_of_the_array_interface_are_waited_for(emulated: EmulatedDevice)
     out.__dlpack__(stream=0x900)
     assert emulated.module.take_waits() == [(0x900, 0x500)]
     cuda.gru_backward(tape, p.grad_out)
-    grads = cuda.gru_backward(tape, p.grad_out, stream=0x300)
-    assert grads.x.__cuda_array_interface__["stream"] == 0x300
+    grad_x: Any = cuda.gru_backward(tape, p.grad_out, stream=0x300).x
+    assert grad_x.__cuda_array_interface__["stream"] == 0x300
 
 
 @pytest.mark.parametrize(
@@ -327,7 +328,7 @@ def test_out_of_memory(emulated: EmulatedDevice) -> None:
 def test_without_kernels_a_sentence_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     """Importing never fails; calls and `why_not` tell the same."""
     monkeypatch.setitem(sys.modules, _module.NAME, None)
-    monkeypatch.setattr(_module.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     for function in (_module.loaded, _module.why_not, _module.native):
         function.cache_clear()
     try:

@@ -147,11 +147,11 @@ def test_a_device_without_kernels_is_named(monkeypatch: pytest.MonkeyPatch) -> N
     class OnGpu:
         is_cuda, device = True, torch.device("cuda:0")
 
-    monkeypatch.setattr(_bridge.cuda, "why_not", lambda: "the kernels rest")
+    monkeypatch.setattr(cuda, "why_not", lambda: "the kernels rest")
     assert _bridge.missing_device(OnGpu()) == "the kernels rest"
     with pytest.raises(RuntimeError, match="gru: expected tensors on cpu, got some on cuda:0: the"):
         _bridge.check_device("gru", x=OnGpu())
-    monkeypatch.setattr(_bridge.cuda, "why_not", lambda: None)
+    monkeypatch.setattr(cuda, "why_not", lambda: None)
     assert _bridge.missing_device(OnGpu()) is None
     with pytest.raises(RuntimeError, match="w_hh: expected a tensor on cuda:0, got one on cpu"):
         _bridge.check_device("gru", x=OnGpu(), w_hh=torch.zeros(1))

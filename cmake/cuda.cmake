@@ -2,6 +2,13 @@
 
 set(cuda_kernels
   csrc/cuda/recurrent.cu)
+# Compiled for the host with the others; in no module until they have bindings.
+set(cuda_kernels_without_bindings
+  csrc/cuda/convolution.cu
+  csrc/cuda/embedding.cu
+  csrc/cuda/loss.cu
+  csrc/cuda/optimizer.cu
+  csrc/cuda/pooling.cu)
 set(cuda_bindings
   csrc/bindings/check.cpp
   csrc/bindings/cuda/arrays.cpp
@@ -24,13 +31,22 @@ endfunction()
 
 if(TBPTT_FAST_CUDA_EMULATED)
   # A source has one language in a folder, and nvcc may be asked for the same ones.
-  set(emulated_kernels "")
-  foreach(kernel IN LISTS cuda_kernels)
-    get_filename_component(name ${kernel} NAME_WE)
-    set(emulated ${CMAKE_BINARY_DIR}/emulated/${name}.cpp)
-    file(CONFIGURE OUTPUT ${emulated} CONTENT "#include \"${CMAKE_SOURCE_DIR}/${kernel}\"\n" @ONLY)
-    list(APPEND emulated_kernels ${emulated})
-  endforeach()
+  function(tbptt_for_the_host result)
+    set(sources "")
+    foreach(kernel IN LISTS ARGN)
+      get_filename_component(name ${kernel} NAME_WE)
+      set(emulated ${CMAKE_BINARY_DIR}/emulated/${name}.cpp)
+      file(CONFIGURE OUTPUT ${emulated} CONTENT "#include \"${CMAKE_SOURCE_DIR}/${kernel}\"\n" @ONLY)
+      list(APPEND sources ${emulated})
+    endforeach()
+    set(${result} ${sources} PARENT_SCOPE)
+  endfunction()
+  tbptt_for_the_host(emulated_kernels ${cuda_kernels})
+  tbptt_for_the_host(emulated_without_bindings ${cuda_kernels_without_bindings})
+  add_library(tbptt_cuda_without_bindings OBJECT ${emulated_without_bindings})
+  tbptt_compile_settings(tbptt_cuda_without_bindings)
+  target_compile_definitions(tbptt_cuda_without_bindings PRIVATE TBPTT_EMULATED)
+  target_compile_options(tbptt_cuda_without_bindings PRIVATE -Wno-unknown-pragmas)
   python_add_library(_cuda_emulated MODULE WITH_SOABI
     ${emulated_kernels} ${cuda_bindings}
     csrc/bindings/cuda/emulator.cpp csrc/cuda/emulator.cpp csrc/cuda/runtime_emulated.cpp)
@@ -38,6 +54,7 @@ if(TBPTT_FAST_CUDA_EMULATED)
   target_compile_definitions(_cuda_emulated PRIVATE TBPTT_EMULATED)
   target_compile_options(_cuda_emulated PRIVATE -Wno-unknown-pragmas)  # nvcc's
   set_target_properties(_cuda_emulated PROPERTIES LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR})
+  add_dependencies(_cuda_emulated tbptt_cuda_without_bindings)
 endif()
 
 if(NOT TBPTT_FAST_CUDA MATCHES "^(AUTO|ON|OFF|TRUE|FALSE|1|0)$")

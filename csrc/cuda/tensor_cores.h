@@ -65,13 +65,14 @@ TBPTT_DEVICE float to_tf32(float x) {
 #endif
 }
 
-// What a TF32 number leaves of x. Where it is all of x, or x is no finite number, nothing: Inf - Inf would be NaN.
-TBPTT_DEVICE float rest_of(float x, float large) {
-    const float rest = x - large;
-    return rest == rest ? to_tf32(rest) : 0.0f;
+// x as the sum of two TF32 numbers. Inf and NaN are all in the small one, which no other small one meets: what is left of a
+// finite number may be zero.
+TBPTT_DEVICE void split_in_two(float x, float& large, float& small) {
+    const float nearest = to_tf32(x), rest = x - nearest;
+    const bool finite = rest - rest == 0.0f;
+    large = finite ? nearest : 0.0f;
+    small = finite ? to_tf32(rest) : x;
 }
-
-TBPTT_DEVICE float finite_or_zero(float x) { return x - x == 0.0f ? x : 0.0f; }
 
 // Operands that are TF32 numbers already.
 TBPTT_DEVICE void multiply_tf32(float (&sum)[4], const float (&a)[4], const float (&b)[2]) {
@@ -92,25 +93,14 @@ TBPTT_DEVICE void multiply_add(float (&sum)[4], const float (&a)[4], const float
 #if !defined(TBPTT_EMULATED) && __CUDA_ARCH__ < 800
     multiply_by_lanes(sum, a, b);  // float32 as it is
 #else
-    float large_a[4], large_b[2];
+    float large_a[4], large_b[2], small_a[4], small_b[2];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) large_a[i] = to_tf32(a[i]);
+    for (int i = 0; i < 4; ++i) Exact ? split_in_two(a[i], large_a[i], small_a[i]) : void(large_a[i] = to_tf32(a[i]));
 #pragma unroll
-    for (int i = 0; i < 2; ++i) large_b[i] = to_tf32(b[i]);
+    for (int i = 0; i < 2; ++i) Exact ? split_in_two(b[i], large_b[i], small_b[i]) : void(large_b[i] = to_tf32(b[i]));
     if (Exact) {
-        float small_a[4], small_b[2];
-#pragma unroll
-        for (int i = 0; i < 4; ++i) small_a[i] = rest_of(a[i], large_a[i]);
-#pragma unroll
-        for (int i = 0; i < 2; ++i) small_b[i] = rest_of(b[i], large_b[i]);
-        // Inf and NaN travel by the large parts alone: Inf times a rest, which may be 0 or have the other sign, is NaN.
-        float finite_a[4], finite_b[2];
-#pragma unroll
-        for (int i = 0; i < 4; ++i) finite_a[i] = finite_or_zero(large_a[i]);
-#pragma unroll
-        for (int i = 0; i < 2; ++i) finite_b[i] = finite_or_zero(large_b[i]);
-        multiply_tf32(sum, small_a, finite_b);
-        multiply_tf32(sum, finite_a, small_b);
+        multiply_tf32(sum, small_a, large_b);
+        multiply_tf32(sum, large_a, small_b);
     }
     multiply_tf32(sum, large_a, large_b);
 #endif

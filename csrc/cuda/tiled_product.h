@@ -84,14 +84,10 @@ struct Operand {
 #if !defined(TBPTT_EMULATED) && __CUDA_ARCH__ < 800
         large[i] = x;  // float32 as it is
 #else
-        large[i] = Exact ? to_tf32(x) : near_tf32(x);
-        if constexpr (Exact) {
-            // Inf and NaN are all in the small part, which no other small part meets: the rest of a finite number may be zero.
-            const float rest = x - large[i];
-            const bool finite = rest - rest == 0.0f;
-            small[i] = finite ? to_tf32(rest) : x;
-            large[i] = finite ? large[i] : 0.0f;
-        }
+        if constexpr (Exact)
+            split_in_two(x, large[i], small[i]);
+        else
+            large[i] = near_tf32(x);
 #endif
     }
     TBPTT_DEVICE void set(int i, double x) { large[i] = x; }

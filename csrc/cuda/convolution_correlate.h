@@ -179,7 +179,8 @@ __global__ void __launch_bounds__(Tile::threads, 2) correlate(const Correlation<
         stride, p.columns - first_column, depth);
     CorrelationTarget<T> target(p, down, across, group, first_row, first_column);
     __syncthreads();
-    multiply_tile<Tile, Exact>(left, right, (depth + Tile::depth - 1) / Tile::depth, memory, target);
+    if constexpr (is_launched<Tile>)
+        multiply_tile<Tile, Exact>(left, right, (depth + Tile::depth - 1) / Tile::depth, memory, target);
 }
 
 template <class T>

@@ -159,6 +159,14 @@ struct TapPlaces {
     }
 };
 
+// Without tensor cores the largest tiles are not launched (choose_tile), nor compiled: they would have too few registers.
+template <class Tile>
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+constexpr bool is_launched = true;
+#else
+constexpr bool is_launched = Tile::warp_rows * Tile::warp_columns <= 64 * 32;
+#endif
+
 // The loader of tiled_product.h of what lies at the sum of two places: one for each row of the tile, one for each depth.
 // Zeros are where the sum is outside of the images. `table` is shared memory; a barrier has to follow the construction.
 // Groups: the rows (across) or depths (along) of a group are neighbours in memory and all inside or all outside.

@@ -182,12 +182,12 @@ __global__ void __launch_bounds__(Tile::threads, 2) correlate_weights(const Weig
                                          PlanePlaces{p.by_plane, outputs.image, first, end},
                                          table + Loaders::Right::table_size);
         __syncthreads();
-        multiply_tile<Tile, Exact>(left, right, chunks, memory, target);
+        if constexpr (is_launched<Tile>) multiply_tile<Tile, Exact>(left, right, chunks, memory, target);
     } else {
         typename Loaders::LeftAcross left(g + std::int64_t{first} * outputs.pixel, outputs.pixel, p.columns - first_row,
                                           length);
         __syncthreads();
-        multiply_tile<Tile, Exact>(left, right, chunks, memory, target);
+        if constexpr (is_launched<Tile>) multiply_tile<Tile, Exact>(left, right, chunks, memory, target);
     }
 }
 

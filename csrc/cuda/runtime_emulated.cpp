@@ -47,7 +47,10 @@ void set_emulated_device(const Device& device, int blocks) {
 void place_on_device(const void* memory, std::size_t bytes, int device) {
     const std::lock_guard<std::mutex> lock(machine().mutex);
     const char* begin = static_cast<const char*>(memory);
-    machine().places.push_back({begin, begin + bytes, device});
+    std::vector<Place>& places = machine().places;
+    const auto same = [&](const Place& place) { return place.begin == begin; };
+    places.erase(std::remove_if(places.begin(), places.end(), same), places.end());
+    if (bytes > 0) places.push_back({begin, begin + bytes, device});
 }
 
 std::size_t take_waits(Wait* to, std::size_t most) {

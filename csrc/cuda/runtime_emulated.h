@@ -9,7 +9,7 @@ namespace cuda {
 // Later calls find such a device; `blocks` are at work on a multiprocessor at the same time.
 void set_emulated_device(const Device& device, int blocks);
 
-// An address of this many bytes counts as memory of `device`, which is 0 elsewhere.
+// So many bytes from this address on count as memory of `device`, which is 0 elsewhere; with no bytes, no longer.
 void place_on_device(const void* memory, std::size_t bytes, int device);
 
 // The streams of all waits since the last call, oldest first: who waited, and for whom.

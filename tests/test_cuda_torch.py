@@ -103,8 +103,8 @@ def test_the_operators_shapes_are_those_of_their_fakes(place: str, cell: str) ->
     found = layer.run_forward(*tensors, None, None, None, True)
     x, w_ih, w_hh = tensors[0], tensors[1 + layer.states], tensors[2 + layer.states]
     grads = [torch.ones_like(t) for t in found[: 1 + layer.states]]
-    saved = (found[-1], x, *tensors[1 : 1 + layer.states], w_ih, w_hh, None, None, found[0])
-    arguments = (*grads, *saved, [2, 3], [True, False])
+    saved = (found[-1], x, *tensors[1 : 1 + layer.states], w_ih, w_hh, None, None)
+    arguments = (*grads, *saved, [2, 3], [True, False], found[0])
     actual, fake = layer.run_backward(*arguments), layer.fake_backward(*arguments)
     assert [t.shape for t in actual] == [t.shape for t in fake]
 

@@ -51,11 +51,9 @@ def test_opcheck(cell: str) -> None:
     x, weights = plain[0], plain[1 + states : 3 + states]
     backward = getattr(torch.ops.tbptt_fast, f"{cell}_backward").default
     grads = [torch.ones_like(out), *(torch.ones_like(s) for s in last)]
-    saved = (tape, x, *plain[1 : 1 + states], *weights, *plain[5 + states : 7 + states])
-    torch.library.opcheck(backward, (*grads, *saved, None, plain[7 + states], [True, True]))
-    torch.library.opcheck(
-        backward, (None, *grads[1:], *saved, None, plain[7 + states], [False, False])
-    )
+    saved = (tape, x, *plain[1 : 1 + states], *weights, *plain[5 + states : 8 + states])
+    torch.library.opcheck(backward, (*grads, *saved, [True, True]))
+    torch.library.opcheck(backward, (None, *grads[1:], *saved, [False, False]))
 
 
 @pytest.mark.parametrize("channels_last", [False, True])

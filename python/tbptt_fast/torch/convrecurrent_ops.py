@@ -137,6 +137,9 @@ class _ConvLayer(Layer):
         ctx.mark_non_differentiable(output[-1])
         ctx.set_materialize_grads(False)
 
+    def saved(self, ctx: Any) -> tuple[Any, ...]:
+        return (*ctx.saved_tensors, *ctx.options, ctx.biases)
+
 
 _LAYERS = {cell: _ConvLayer(cell) for cell in CELLS}
 _OPERATORS = {cell: layer.register() for cell, layer in _LAYERS.items()}

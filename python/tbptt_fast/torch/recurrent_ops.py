@@ -45,8 +45,8 @@ _FORWARD = (
 )
 _BACKWARD = (
     "(Tensor? grad_out, Tensor? grad_h, {grad_c}Tensor tape, Tensor x, Tensor? h, {c}Tensor w_ih, "
-    "Tensor w_hh, Tensor? is_init, Tensor? carry_scale, Tensor? out, int[]? truncation, "
-    "bool[] biases)"
+    "Tensor w_hh, Tensor? is_init, Tensor? carry_scale, int[]? truncation, bool[] biases, "
+    "Tensor? out=None)"
     " -> (Tensor x, Tensor h, {c_n}Tensor w_ih, Tensor w_hh, Tensor b_ih, Tensor b_hh)"
 )
 
@@ -103,8 +103,8 @@ class Layer:
 
     def backward(self, grad_out: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
         """Gradients by x, the states, w_ih, w_hh, b_ih and b_hh; [0] for a missing bias."""
-        n, truncation, biases = self.states, rest[-2], rest[-1]
-        grad, *arrays, is_init, carry_scale = to_arrays(grad_out, *rest[:-3])
+        n, (*tensors, truncation, biases) = self.states, rest[: 2 * self.states + 8]
+        grad, *arrays, is_init, carry_scale = to_arrays(grad_out, *tensors)
         grad_states, (tape, x), states = arrays[:n], arrays[n : n + 2], arrays[n + 2 : 2 * n + 2]
         (w_ih, w_hh), (b_ih, b_hh) = arrays[-2:], biases
         restored = _native.restore_tape(
@@ -143,7 +143,7 @@ class Layer:
     def backward_cuda(self, grad_out: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
         """`backward` on a GPU."""
         n = self.states
-        *tensors, w_ih, w_hh, is_init, carry_scale, out, truncation, biases = rest
+        *tensors, w_ih, w_hh, is_init, carry_scale, truncation, biases, out = rest
         grad_states, (tape, x), states = tensors[:n], tensors[n : n + 2], tensors[n + 2 :]
         module, place = _module.native(), place_of(x)
         given = pair_states(self.cell, states)
@@ -178,7 +178,7 @@ class Layer:
     def fake_backward(self, grad_out: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
         """Tensors of the shapes that `backward` returns."""
         n = self.states
-        x, w_ih, w_hh, biases = rest[n + 1], rest[2 * n + 2], rest[2 * n + 3], rest[-1]
+        x, w_ih, w_hh, biases = rest[n + 1], rest[2 * n + 2], rest[2 * n + 3], rest[2 * n + 7]
         by_states = (x.new_empty(x.shape[1], w_hh.shape[1]) for _ in range(n))
         by_biases = (x.new_empty(w_hh.shape[0] if has else 0) for has in biases)
         weights = (x.new_empty(w_ih.shape), x.new_empty(w_hh.shape))
@@ -197,12 +197,17 @@ class Layer:
         ctx.mark_non_differentiable(output[-1])
         ctx.set_materialize_grads(False)
 
+    def saved(self, ctx: Any) -> tuple[Any, ...]:
+        """What was kept, as arguments of the backward pass behind the gradients."""
+        *tensors, out = ctx.saved_tensors
+        return (*tensors, *ctx.options, ctx.biases, out)
+
     def differentiate(self, backward: Any, ctx: Any, grads: tuple[Tensor | None, ...]) -> Any:
         """Gradients by x, the states and the weights, by `backward`, of this class or its op."""
         n = self.states
         if all(g is None for g in grads[: n + 1]):
             return (None,) * (n + 3 + len(ctx.biases))
-        found = backward(*grads[: n + 1], *ctx.saved_tensors, *ctx.options, ctx.biases)
+        found = backward(*grads[: n + 1], *self.saved(ctx))
         given = (True, *ctx.states, True, True, *ctx.biases)
         return tuple([g if has else None for g, has in zip(found, given, strict=True)])
 

@@ -56,10 +56,13 @@ def run(*command: str | Path, **environment: str) -> str:
 
 def write_toolchain(arch: str, folder: Path) -> Path:
     """Compiler, archiver and the file that tells CMake of them."""
+    import ziglang
+
+    zig = Path(ziglang.__file__).parent / "zig"  # pip's build environments do not see the package
     target = f"{arch}-linux-gnu.{GLIBC}"
     for name, arguments in (("c++", f"c++ -target {target}"), ("ar", "ar"), ("ranlib", "ranlib")):
         script = folder / name
-        script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m ziglang {arguments} "$@"\n')
+        script.write_text(f'#!/bin/sh\nexec "{zig}" {arguments} "$@"\n')
         script.chmod(0o755)
     toolchain = folder / "toolchain.cmake"
     toolchain.write_text(TOOLCHAIN.format(arch=arch, tools=folder))

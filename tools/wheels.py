@@ -118,6 +118,19 @@ def check_instructions(objects: Path) -> None:
     print(run(*tests, TBPTT_FAST_OBJECTS=found), end="")
 
 
+def check_isas(python: Path) -> None:
+    """The kernels for this processor are there, and are found."""
+    code = "import tbptt_fast; print(*tbptt_fast.available_isas())"
+    found = run(python, "-I", "-c", code).split()
+    flags = set(Path("/proc/cpuinfo").read_text().split())
+    wanted = ["baseline"]
+    if {"avx2", "fma"} <= flags:
+        wanted.append("avx2")
+        if {"avx512f", "avx512bw", "avx512dq", "avx512vl"} <= flags:
+            wanted.append("avx512")
+    assert found == wanted, f"found {found}, and the processor has {wanted}"
+
+
 def check_installation(wheel: Path, python: str, test: bool) -> None:
     """Into a fresh environment; times are the best of a few, as machines are shared."""
     with tempfile.TemporaryDirectory() as name:
@@ -131,6 +144,7 @@ def check_installation(wheel: Path, python: str, test: bool) -> None:
             run(*install, wheel)
             taken.append(time.perf_counter() - start)
         assert min(taken) < INSTALL_SECONDS, f"installed in {min(taken):.1f} s"
+        check_isas(fresh)
         code = (
             "import time, numpy; start = time.perf_counter(); import tbptt_fast; "
             "print(time.perf_counter() - start)"

@@ -58,7 +58,7 @@ STRANGE = (0.0, -0.0, 1e30, -1e30, 1e-30, 1e-42, 3e38, np.inf, -np.inf, np.nan)
 def numbers(source: Source, shape: Sequence[int], dtype: str, strange: int = 15) -> Any:
     """Ordinary numbers, with strange ones among them so many times of a hundred."""
     rng = np.random.default_rng(source.integer(0, 2**32 - 1))
-    values = rng.standard_normal(tuple(shape)).astype(dtype)
+    values = np.asarray(rng.standard_normal(tuple(shape))).astype(dtype)
     if values.size and chance(source, strange):
         places = rng.integers(0, values.size, 1 + values.size // 8)
         with np.errstate(over="ignore"):
@@ -106,8 +106,7 @@ OBJECTS: tuple[Any, ...] = (None, "x", b"x", 1.5, 3, (), [], {}, object(), [[1.0
 
 
 def _another_dtype(source: Source, array: Any) -> Any:
-    with np.errstate(all="ignore"):
-        return array.astype(choice(source, DTYPES))
+    return np.ones(array.shape, choice(source, DTYPES))
 
 
 def _another_extent(source: Source, array: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -86,7 +86,7 @@ def _read_only(array: Any) -> Any:
     return view
 
 
-LAYOUTS = (
+LAYOUTS: tuple[Callable[[Any], Any], ...] = (
     np.asfortranarray,
     lambda array: np.ascontiguousarray(array[::-1])[::-1],
     _misaligned,

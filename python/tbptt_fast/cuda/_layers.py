@@ -1,6 +1,6 @@
 """Softmax, the embedding and the losses in a device's memory; part of `tbptt_fast.cuda`.
 
-The host does not look at the arrays' values: an id or a target that is none gives NaN, not an error.
+The host does not look at the arrays' values: an id or a target that is none gives NaN, no error.
 """
 
 from __future__ import annotations
@@ -134,8 +134,8 @@ def _describe() -> None:
         args="logits: [..., C].\n        targets: [...], int32 or int64.\n"
         "        weights: [...] or None.",
         returns='The loss, float64 [] (with reduction "none" [...] of logits\' dtype), and the\n'
-        "        gradient [..., C], both by logits' library. A row whose target is neither in [0, C)\n"
-        "        nor ignore_index has a loss and gradients of NaN.",
+        "        gradient [..., C], both by logits' library. A row whose target is neither in\n"
+        "        [0, C) nor ignore_index has a loss and gradients of NaN.",
         example="logits = torch.zeros(1, 4, device='cuda')\n"
         "targets = torch.tensor([1], device='cuda')\n"
         "loss, grad = cuda.softmax_cross_entropy(logits, targets)\n"
@@ -148,7 +148,7 @@ def _describe() -> None:
             function,
             first="prediction",
             args=f"prediction, target: [..., D].\n        weights: [...] or None.{signs}",
-            returns='The loss, float64 [] (with reduction "none" [..., D] of prediction\'s dtype), and\n'
+            returns='The loss, float64 [] (with reduction "none" [..., D] of the same dtype), and\n'
             "        the gradient [..., D], both by prediction's library.",
             example="x = torch.ones(3, 2, device='cuda')\n"
             f"loss, grad = cuda.{name}(x, x)\n"

@@ -111,8 +111,8 @@ def _describe() -> None:
         first="grad_out",
         args=f"grad_out: {windows}.\n"
         "        indices: of grad_out's shape, int32 or int64; not looked at by the host.",
-        returns="The gradient in input_shape, by grad_out's library; NaN throughout where an index\n"
-        "        is not in [0, Y·X).",
+        returns="The gradient in input_shape, by grad_out's library; NaN throughout where an\n"
+        "        index is not in [0, Y·X).",
         raises=_LARGE,
         example="grad = torch.ones(1, 1, 1, 2, device='cuda')\n"
         "indices = torch.tensor([[[[1, 1]]]], device='cuda')\n"

@@ -90,8 +90,8 @@ void check_rank(Shape given, int64_t rank, const Argument& argument) {
 }
 
 void check_shape(Shape given, Shape expected, const Argument& argument) {
-    const bool same = given.rank == expected.rank &&
-                      std::equal(expected.extents, expected.extents + expected.rank, given.extents);
+    const bool same =
+        given.rank == expected.rank && std::equal(expected.extents, expected.extents + expected.rank, given.extents);
     if (!same) argument.value_error("expected shape " + format_shape(expected) + ", got " + format_shape(given));
 }
 

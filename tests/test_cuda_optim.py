@@ -14,7 +14,7 @@ from tbptt_fast import reference_layers as reference
 
 from .cases import DTYPES, assert_close, assert_identical
 from .cuda_cases import CudaDevice, Device, EmulatedDevice, unaligned
-from .test_optimizers import CLIPS, OPTIMIZERS, SHAPES, STEPS, VARIANTS, draw, step_of
+from .test_optimizers import CLIPS, OPTIMIZERS, SHAPES, VARIANTS, draw, step_of
 
 # The op, its options, and whether the third array of a parameter is used, too.
 CASES: dict[str, tuple[str, dict[str, Any], bool]] = {
@@ -23,7 +23,6 @@ CASES: dict[str, tuple[str, dict[str, Any], bool]] = {
 SLOTS = {"sgd": 1, "rmsprop": 2, "adam": 2}
 all_cases = pytest.mark.parametrize("name", CASES)
 dtypes = pytest.mark.parametrize("dtype", DTYPES)
-clips = pytest.mark.parametrize("clip", CLIPS, ids=lambda c: "-".join(c) or "unclipped")
 
 Lists = list[list[Any]]
 
@@ -53,16 +52,18 @@ def check(actual: Lists, expected: Lists, count: int, eps: float) -> None:
             assert_close(a, b, "gradient", length=count**2, eps=eps)
 
 
+STEPPED = [("float32", clip) for clip in CLIPS] + [("float64", CLIPS[3])]
+
+
 @all_cases
-@dtypes
-@clips
+@pytest.mark.parametrize(("dtype", "clip"), STEPPED, ids=str)
 def test_every_step_equals_the_oracle(
     device: Device, name: str, dtype: str, clip: dict[str, float]
 ) -> None:
     op, options, _ = CASES[name]
     start, eps = make_lists(name, dtype), float(np.finfo(dtype).eps)
     ours, host, theirs = on_device(device, copied(start)), copied(start), copied(start, "float64")
-    for count in range(1, STEPS + 1):
+    for count in range(1, 4):
         grads = draw(count, dtype)
         given = [device.array(g) for g in grads]
         norm = step_of(cuda, op, (ours[0], given, *ours[1:]), count, **options, **clip)
@@ -83,7 +84,7 @@ def mixed_sizes(count: int) -> list[tuple[int, ...]]:
 
 MANY = [
     (count, name, dtype)
-    for count in (12, 64, 65, 650)
+    for count in (12, 65, 610)
     for name in ("sgd-momentum", "rmsprop-centered-momentum", "adam-amsgrad")
     for dtype in DTYPES
     if count < 600 or (name, dtype) == ("adam-amsgrad", "float32")
@@ -107,7 +108,7 @@ def test_many_parameters(device: Device, count: int, name: str, dtype: str) -> N
         norm = step_of(cuda, op, (lists[0], given, *lists[1:]), 3, **options, **clip)
         return device.numpy(norm), back(device, lists)
 
-    (norm, found), *others = device.runs(run)
+    (norm, found), *others = device.runs(run) if count < 600 else [run()]
     for other_norm, other in others:
         assert other_norm.tobytes() == norm.tobytes()
         for a, b in zip(found, other, strict=True):

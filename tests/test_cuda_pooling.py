@@ -35,17 +35,15 @@ def images(shape: tuple[int, ...], dtype: str, layout: str, kind: str = "normal"
 
 
 @all_cases
-@dtypes
 @layouts
 @ceil
 @pytest.mark.parametrize("kind", ["normal", "ties", "odd"])
-def test_max_pool(
-    device: Device, case: Any, dtype: str, layout: Any, ceil_mode: bool, kind: str
-) -> None:
+def test_max_pool(device: Device, case: Any, layout: Any, ceil_mode: bool, kind: str) -> None:
+    dtype = "float64" if kind == "odd" else "float32"
     shape, kernel, stride, padding = case
     options = {"stride": stride, "padding": padding, "ceil_mode": ceil_mode, "layout": layout}
     x, ops = images(shape, dtype, layout, kind), device.ops()
-    y, indices = same_bits(device, lambda: ops.max_pool2d(x, kernel, **options))
+    y, indices = ops.max_pool2d(x, kernel, **options)
     wanted, places = tbptt_fast.max_pool2d(x, kernel, **options)
     assert_same(y, wanted)
     assert_same(indices, places)
@@ -55,9 +53,7 @@ def test_max_pool(
         np.testing.assert_array_equal(indices, expected[1])
     grad = images(y.shape, dtype, "NCHW", "odd" if kind == "odd" else "normal")
     given = indices.astype("int32" if kind == "ties" else "int64")
-    (grad_x,) = same_bits(
-        device, lambda: (ops.max_pool2d_backward(grad, given, x.shape, layout=layout),)
-    )
+    grad_x = ops.max_pool2d_backward(grad, given, x.shape, layout=layout)
     assert_same(grad_x, tbptt_fast.max_pool2d_backward(grad, indices, x.shape, layout=layout))
 
 
@@ -73,12 +69,10 @@ def test_avg_pool(
     options: dict[str, Any] = {"stride": stride, "padding": padding, "layout": layout}
     options |= {"ceil_mode": ceil_mode, "count_include_pad": count_include_pad}
     x, ops = images(shape, dtype, layout, "odd" if ceil_mode else "normal"), device.ops()
-    (y,) = same_bits(device, lambda: (ops.avg_pool2d(x, kernel, **options),))
+    y = ops.avg_pool2d(x, kernel, **options)
     assert_same(y, tbptt_fast.avg_pool2d(x, kernel, **options))
     grad = images(y.shape, dtype, "NCHW")
-    (grad_x,) = same_bits(
-        device, lambda: (ops.avg_pool2d_backward(grad, x.shape, kernel, **options),)
-    )
+    grad_x = ops.avg_pool2d_backward(grad, x.shape, kernel, **options)
     assert_same(grad_x, tbptt_fast.avg_pool2d_backward(grad, x.shape, kernel, **options))
 
 
@@ -94,7 +88,7 @@ def test_every_number_of_channels(
     options: Any = {"stride": 2, "padding": ((1, 0), (2, 1)), "layout": layout}
     x = images(shape, dtype, layout, "ties")
     x = unaligned(x) if moved else x
-    y, indices = same_bits(device, lambda: ops.max_pool2d(x, 3, **options))
+    y, indices = same_bits(device, lambda: tuple(ops.max_pool2d(x, 3, **options)))
     wanted, places = tbptt_fast.max_pool2d(x, 3, **options)
     assert_same(y, wanted)
     assert_same(indices, places)
@@ -102,7 +96,9 @@ def test_every_number_of_channels(
     assert_same(mean, tbptt_fast.avg_pool2d(x, 3, **options))
     grad = images(mean.shape, dtype, "NCHW")
     grad = unaligned(grad) if moved else grad
-    found = ops.max_pool2d_backward(grad, indices, x.shape, layout=layout)
+    (found,) = same_bits(
+        device, lambda: (ops.max_pool2d_backward(grad, indices, x.shape, layout=layout),)
+    )
     assert_same(found, tbptt_fast.max_pool2d_backward(grad, places, x.shape, layout=layout))
     found = ops.avg_pool2d_backward(grad, x.shape, 3, **options)
     assert_same(found, tbptt_fast.avg_pool2d_backward(grad, x.shape, 3, **options))

@@ -26,7 +26,6 @@ from .torch_optim_cases import (  # noqa: E402
     STEPS,
     all_optimizers,
     classes,
-    dtypes,
     optim,
     parameters,
     set_grads,
@@ -80,8 +79,9 @@ def check_state(ours: Any, theirs: Any) -> None:
 
 
 @all_optimizers
-@dtypes
-@pytest.mark.parametrize("max_norm", CLIPS)
+@pytest.mark.parametrize(
+    ("dtype", "max_norm"), [("float32", CLIPS[0]), ("float32", CLIPS[1]), ("float64", CLIPS[1])]
+)
 def test_every_step_equals_torch(place: str, name: str, dtype: str, max_norm: float | None) -> None:
     params, others = on(place, dtype), parameters(dtype)
     ours = make(name, params, max_norm=max_norm)
@@ -155,8 +155,7 @@ def test_groups_of_options_and_dtypes(place: str, name: str) -> None:
 
 
 @all_optimizers
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize(("bad", "groups"), [(math.nan, 1), (math.inf, 2)])
 def test_gradients_that_are_not_finite(place: str, name: str, bad: float, groups: int) -> None:
     """By default the step is skipped, and not counted; "raise" waits and tells where it was."""
     params, others = on(place), parameters()

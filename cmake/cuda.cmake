@@ -1,7 +1,8 @@
 # The kernels for NVIDIA GPUs: the module _cuda from nvcc, and _cuda_emulated, the same sources as C++ for the host.
 
 set(cuda_kernels
-  csrc/cuda/recurrent.cu)
+  csrc/cuda/recurrent.cu
+  csrc/cuda/recurrent_bfloat16.cu)
 # Compiled for the host with the others; in no module until they have bindings.
 set(cuda_kernels_without_bindings
   csrc/cuda/convolution.cu

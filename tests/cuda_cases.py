@@ -149,9 +149,17 @@ class CudaDevice:
         self.torch, self.kind = torch, torch.Tensor
 
     def array(self, value: Any) -> Any:
-        return self.torch.from_numpy(np.ascontiguousarray(value)).to("cuda")
+        value = np.ascontiguousarray(value)
+        if value.dtype.name == "bfloat16":  # NumPy knows it by ml_dtypes, PyTorch does not
+            bits = self.torch.from_numpy(value.view("int16"))
+            return bits.to("cuda").view(self.torch.bfloat16)
+        return self.torch.from_numpy(value).to("cuda")
 
     def numpy(self, value: Any) -> Any:
+        if value.dtype == self.torch.bfloat16:
+            import ml_dtypes
+
+            return value.cpu().view(self.torch.int16).numpy().view(ml_dtypes.bfloat16)
         return value.cpu().numpy()
 
     def ops(self, **options: Any) -> Ops:

@@ -3,6 +3,7 @@
 
 #include <vector>
 
+#include "../../cuda/bfloat16.h"
 #include "../../cuda/machine.h"
 #include "../check.h"
 #include "../dlpack.h"
@@ -11,6 +12,15 @@
 namespace tbptt::python {
 
 using tbptt::cuda::Stream;
+
+template <>
+constexpr DType dtype_of<cuda::Bfloat16> = DType::bfloat16;
+
+// Calls body(float()), body(double()) or body(cuda::Bfloat16()).
+template <class Body>
+auto with_device_dtype(DType dtype, const Body& body) {
+    return dtype == DType::bfloat16 ? body(cuda::Bfloat16{}) : with_dtype(dtype, body);
+}
 
 // An array as its library describes it.
 struct View {
@@ -42,6 +52,8 @@ Place read_place(py::handle given);
 Stream stream_of(std::uintptr_t handle);
 
 DType float_dtype(const View& view, const Argument& argument);
+// bfloat16, too, where the array's device has it.
+DType float_or_bfloat16(const View& view, const Argument& argument);
 
 // See HostArrays.
 class DeviceArrays {

@@ -40,7 +40,7 @@ struct DeviceArray {
     int device;
     Stream stream;
 
-    int64_t item_bytes() const { return dtype == DType::float32 ? 4 : 8; }
+    int64_t item_bytes() const { return dtype == DType::bfloat16 ? 2 : dtype == DType::float32 ? 4 : 8; }
     int64_t nbytes() const {
         int64_t bytes = item_bytes();
         for (const int64_t extent : extents) bytes *= extent;
@@ -67,7 +67,9 @@ std::uintptr_t handle_of(Stream stream) {
 py::dict array_interface(const DeviceArray& array) {
     py::dict described;
     described["shape"] = array.shape();
-    described["typestr"] = array.dtype == DType::float32 ? "<f4" : "<f8";
+    // NumPy has no bfloat16; ml_dtypes, which adds it, describes it so.
+    const char* types[] = {"<f4", "<f8", "<V2"};
+    described["typestr"] = types[static_cast<int>(array.dtype)];
     described["data"] = py::make_tuple(reinterpret_cast<std::uintptr_t>(array.memory->data()), false);
     described["strides"] = py::none();
     described["stream"] = handle_of(array.stream);
@@ -102,7 +104,8 @@ py::capsule export_array(const DeviceArray& array, py::handle stream, py::handle
     tensor.data = array.memory->data();
     tensor.device = {device_type(), array.device};
     tensor.rank = static_cast<std::int32_t>(array.extents.size());
-    tensor.dtype = {dl_float, static_cast<std::uint8_t>(8 * array.item_bytes()), 1};
+    tensor.dtype = {array.dtype == DType::bfloat16 ? dl_bfloat : dl_float,
+                    static_cast<std::uint8_t>(8 * array.item_bytes()), 1};
     tensor.shape = exported->extents.data();
     exported->managed.owner = exported.get();
     exported->managed.release = [](DlManaged* self) { delete static_cast<Exported*>(self->owner); };

@@ -23,8 +23,8 @@ constexpr std::size_t huge_page = std::size_t{2} << 20;
 constexpr std::size_t huge_from = std::size_t{5} << 18;  // less of a huge page is not worth the rest of it
 constexpr std::size_t cache_limit = std::size_t{1} << 30;
 
-#if defined(__SANITIZE_ADDRESS__)
-constexpr bool caching = false;  // so that the sanitizer sees each block's real end and lifetime
+#if defined(TBPTT_WITHOUT_CACHE)
+constexpr bool caching = false;
 #else
 constexpr bool caching = true;
 #endif

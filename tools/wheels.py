@@ -4,9 +4,9 @@
 
 Zig's C++ compiler (the package ziglang) knows the symbols of every glibc and compiles for other
 machines, so that what is built here runs on systems of 2014. Each wheel is repaired and looked at
-by auditwheel, and must have the promised size, dependencies, symbols and instructions; that for this
-machine is installed into a fresh environment, timed and, with --test, tested. `tools/emulate.py`
-runs the other.
+by auditwheel, and must have the promised size, dependencies, symbols and instructions; that for
+this machine is installed into a fresh environment, timed and, with --test, tested.
+`tools/emulate.py` runs the other.
 """
 
 from __future__ import annotations
@@ -151,7 +151,8 @@ def check_installation(wheel: Path, python: str, test: bool) -> None:
         )
         imports = [float(run(fresh, "-I", "-c", code)) for _ in range(5)]
         assert min(imports) < IMPORT_SECONDS, f"imported in {1e3 * min(imports):.1f} ms"
-        print(f"installs in {min(taken):.1f} s, imports in {1e3 * statistics.median(imports):.1f} ms")
+        middle = 1e3 * statistics.median(imports)
+        print(f"installs in {min(taken):.1f} s, imports in {middle:.1f} ms beside NumPy")
         if test:
             print(run(fresh, "-m", "pytest", "-q", "tests", PYTHONPATH="").splitlines()[-1])
 

@@ -52,7 +52,7 @@ py::dict build_info() {
 #endif
     info["version"] = TBPTT_FAST_VERSION;
     info["flags"] = flags;
-#if defined(__SANITIZE_ADDRESS__)
+#if defined(TBPTT_SANITIZED)
     info["sanitizers"] = true;
 #else
     info["sanitizers"] = false;

@@ -1,3 +1,4 @@
+from collections.abc import Iterable
 from typing import Any, SupportsIndex
 
 from numpy.typing import NDArray

@@ -35,6 +35,11 @@ def maybe(s: Source, value: Any) -> Any:
     return value if chance(s, 60) else None
 
 
+def positive(array: Any) -> Any:
+    """Its magnitudes; `abs` would make a number of an array without axes."""
+    return np.absolute(array, out=array)
+
+
 def image(s: Source, layout: str, batch: int, channels: int, height: int, width: int) -> list[int]:
     if layout == "NCHW":
         return [batch, channels, height, width]
@@ -91,7 +96,7 @@ def cross_entropy(s: Source, dtype: str) -> Arguments:
     targets = np.arange(count) % classes
     if count and chance(s, 30):
         targets[0] = -100
-    weights = maybe(s, abs(numbers(s, [count], dtype, strange=0)))
+    weights = maybe(s, positive(numbers(s, [count], dtype, strange=0)))
     reduction = choice(s, ("mean", "sum", "none"))
     return [numbers(s, [count, classes], dtype), targets], {
         "weights": weights,
@@ -100,10 +105,15 @@ def cross_entropy(s: Source, dtype: str) -> Arguments:
 
 
 def pointwise_loss(s: Source, dtype: str) -> Arguments:
-    (x,), _ = elementwise(s, dtype)
-    weights = maybe(s, abs(numbers(s, x.shape, dtype, strange=0)))
+    x = numbers(s, [extent(s) for _ in range(s.integer(1, 3))], dtype)
+    weights = maybe(s, positive(numbers(s, x.shape[:-1], dtype, strange=0)))
     options = {"weights": weights, "reduction": choice(s, ("mean", "sum", "none"))}
     return [x, numbers(s, x.shape, dtype)], options
+
+
+def hinge_loss(s: Source, dtype: str) -> Arguments:
+    (x, target), options = pointwise_loss(s, dtype)
+    return [x, np.where(target > 0, 1, -1).astype(dtype)], options
 
 
 def huber_loss(s: Source, dtype: str) -> Arguments:
@@ -116,7 +126,7 @@ def batch_norm(s: Source, dtype: str) -> Arguments:
     x = numbers(s, image(s, layout, extent(s), channels, extent(s), extent(s)), dtype)
     training = chance(s, 50)
     affine = [maybe(s, numbers(s, [channels], dtype)) for _ in range(2)]
-    mean, var = numbers(s, [channels], dtype), abs(numbers(s, [channels], dtype))
+    mean, var = numbers(s, [channels], dtype), positive(numbers(s, [channels], dtype))
     running = [mean, var] if not training or chance(s, 70) else [None, None]
     return [x, *affine, *running], {"training": training, "layout": layout}
 
@@ -178,7 +188,7 @@ def sgd_step(s: Source, dtype: str) -> Arguments:
 
 def rmsprop_step(s: Source, dtype: str) -> Arguments:
     params, like = _lists(s, dtype)
-    squares = [abs(array) for array in like()]
+    squares = [positive(array) for array in like()]
     mu = choice(s, (0.0, 0.9))
     arrays = [params, like(), squares, like() if mu else None, maybe(s, like())]
     return arrays, {"mu": mu, **_step_options(s)}
@@ -186,8 +196,8 @@ def rmsprop_step(s: Source, dtype: str) -> Arguments:
 
 def adam_step(s: Source, dtype: str) -> Arguments:
     params, like = _lists(s, dtype)
-    squares = [abs(array) for array in like()]
-    arrays = [params, like(), like(), squares, maybe(s, [abs(array) for array in like()])]
+    squares = [positive(array) for array in like()]
+    arrays = [params, like(), like(), squares, maybe(s, [positive(array) for array in like()])]
     return arrays, {"step": s.integer(1, 9), "decoupled": chance(s, 50), **_step_options(s)}
 
 
@@ -379,7 +389,8 @@ BUILDERS: dict[str, Builder] = {
     "embedding": embedding,
     "embedding_backward": embedding_backward,
     "softmax_cross_entropy": cross_entropy,
-    **dict.fromkeys(("mse_loss", "l1_loss", "hinge_loss"), pointwise_loss),
+    **dict.fromkeys(("mse_loss", "l1_loss"), pointwise_loss),
+    "hinge_loss": hinge_loss,
     "huber_loss": huber_loss,
     "batch_norm": batch_norm,
     "batch_norm_backward": batch_norm_backward,

@@ -1,4 +1,4 @@
-"""Random calls of every public function: nothing but an answer, or a refusal that names an argument.
+"""Random calls of every public function: an answer, or a refusal that names an argument.
 
     python -m tests.stress.fuzz --calls 1000000 --seed 0
 
@@ -122,7 +122,7 @@ def _built(source: Source, name: str) -> Arguments:
 
 
 def _broken(source: Source, arguments: list[Any], place: int) -> Any:
-    """Something instead of an argument: another one of the same call (they then overlap), or worse."""
+    """Something instead of an argument: another of the same call, which then overlap, or worse."""
     value = arguments[place]
     if chance(source, 20):
         return choice(source, arguments)
@@ -160,8 +160,8 @@ def check(call: Call) -> str:
     return "answered"
 
 
-def one(seed: int, number: int) -> str:
-    """A call by its number; what came of it.
+def one(seed: int, number: int) -> tuple[str, str]:
+    """A call by its number: the function, and what came of it.
 
     Raises:
         AssertionError: a promise is broken; it says how to see that again.
@@ -172,18 +172,18 @@ def one(seed: int, number: int) -> str:
     with tbptt_fast.isa(isa), tbptt_fast.num_threads(source.integer(1, 3)):
         try:
             call = make_call(source, name)
-        except ValueError:  # a backward pass whose forward pass has no such shapes
-            return "not built"
+        except (MemoryError, ValueError):  # too large, or a backward pass without a forward one
+            return name, "not built"
         try:
-            return check(call)
+            return name, check(call)
         except Exception as problem:
             text = f"{name} (--seed {seed} --only {number}): {type(problem).__name__}: {problem}"
             raise AssertionError(text) from problem
 
 
-def run(calls: int, seed: int) -> tuple[Counter[str], list[str]]:
-    """So many calls: what came of them, and the broken promises."""
-    found: Counter[str] = Counter()
+def run(calls: int, seed: int) -> tuple[Counter[tuple[str, str]], list[str]]:
+    """So many calls: what came of them by function, and the broken promises."""
+    found: Counter[tuple[str, str]] = Counter()
     failures = []
     for number in range(calls):
         try:
@@ -206,7 +206,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     found, failures = run(given.calls, given.seed)
     print(*failures[:100], sep="\n")
-    counts = ", ".join(f"{count} {name}" for name, count in found.most_common())
+    outcomes: Counter[str] = Counter()
+    for (_, outcome), count in found.items():
+        outcomes[outcome] += count
+    counts = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.most_common())
     print(
         f"fuzz: {given.calls} calls of {len(NAMES)} functions, seed {given.seed}: {counts}, "
         f"{len(failures)} failures"

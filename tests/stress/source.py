@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -58,7 +58,7 @@ STRANGE = (0.0, -0.0, 1e30, -1e30, 1e-30, 1e-42, 3e38, np.inf, -np.inf, np.nan)
 def numbers(source: Source, shape: Sequence[int], dtype: str, strange: int = 15) -> Any:
     """Ordinary numbers, with strange ones among them so many times of a hundred."""
     rng = np.random.default_rng(source.integer(0, 2**32 - 1))
-    values = rng.standard_normal(tuple(shape)).astype(dtype)
+    values = np.asarray(rng.standard_normal(tuple(shape))).astype(dtype)
     if values.size and chance(source, strange):
         places = rng.integers(0, values.size, 1 + values.size // 8)
         with np.errstate(over="ignore"):
@@ -86,7 +86,7 @@ def _read_only(array: Any) -> Any:
     return view
 
 
-LAYOUTS = (
+LAYOUTS: tuple[Callable[[Any], Any], ...] = (
     np.asfortranarray,
     lambda array: np.ascontiguousarray(array[::-1])[::-1],
     _misaligned,
@@ -106,8 +106,7 @@ OBJECTS: tuple[Any, ...] = (None, "x", b"x", 1.5, 3, (), [], {}, object(), [[1.0
 
 
 def _another_dtype(source: Source, array: Any) -> Any:
-    with np.errstate(all="ignore"):
-        return array.astype(choice(source, DTYPES))
+    return np.ones(array.shape, choice(source, DTYPES))
 
 
 def _another_extent(source: Source, array: Any) -> Any:
@@ -118,9 +117,8 @@ def _another_extent(source: Source, array: Any) -> Any:
 
 
 def _another_rank(source: Source, array: Any) -> Any:
-    if array.ndim and chance(source, 50):
-        return array[0] if array.shape[0] else array.sum(axis=0)
-    return array[None] if chance(source, 50) else array[..., None]
+    others = (array.reshape(-1), array[None], array[..., None], np.ones((), array.dtype))
+    return choice(source, others)
 
 
 def _empty(source: Source, array: Any) -> Any:

@@ -5,7 +5,8 @@ set(cuda_kernels
   csrc/cuda/loss.cu
   csrc/cuda/optimizer.cu
   csrc/cuda/pooling.cu
-  csrc/cuda/recurrent.cu)
+  csrc/cuda/recurrent.cu
+  csrc/cuda/recurrent_bfloat16.cu)
 # Compiled for the host with the others; in no module until they have bindings.
 set(cuda_kernels_without_bindings
   csrc/cuda/convolution.cu)

@@ -54,7 +54,9 @@ py::array to_contiguous(py::array array) {
     return copy;
 }
 
-const char* name_of(DType dtype) { return dtype == DType::float32 ? "float32" : "float64"; }
+const char* name_of(DType dtype) {
+    return dtype == DType::float32 ? "float32" : dtype == DType::float64 ? "float64" : "bfloat16";
+}
 
 namespace {
 

@@ -3,6 +3,7 @@
 
 #include <vector>
 
+#include "../../cuda/bfloat16.h"
 #include "../../cuda/machine.h"
 #include "../arguments.h"
 #include "../dlpack.h"
@@ -11,6 +12,15 @@
 namespace tbptt::python {
 
 using tbptt::cuda::Stream;
+
+template <>
+constexpr DType dtype_of<cuda::Bfloat16> = DType::bfloat16;
+
+// Calls body(float()), body(double()) or body(cuda::Bfloat16()).
+template <class Body>
+auto with_device_dtype(DType dtype, const Body& body) {
+    return dtype == DType::bfloat16 ? body(cuda::Bfloat16{}) : with_dtype(dtype, body);
+}
 
 // An array as its library describes it.
 struct View {
@@ -45,6 +55,8 @@ Place read_place(py::handle given);
 Stream stream_of(std::uintptr_t handle);
 
 DType float_dtype(const View& view, const Argument& argument);
+// bfloat16, too, where the array's device has it.
+DType float_or_bfloat16(const View& view, const Argument& argument);
 
 // The types of results.
 struct ElementType {
@@ -57,6 +69,8 @@ template <>
 inline constexpr ElementType element_type<float>{"float32", "<f4", {dl_float, 32, 1}};
 template <>
 inline constexpr ElementType element_type<double>{"float64", "<f8", {dl_float, 64, 1}};
+template <>  // NumPy has no bfloat16; ml_dtypes, which adds it, describes it so
+inline constexpr ElementType element_type<cuda::Bfloat16>{"bfloat16", "<V2", {dl_bfloat, 16, 1}};
 template <>
 inline constexpr ElementType element_type<int64_t>{"int64", "<i8", {dl_int, 64, 1}};
 

@@ -119,12 +119,13 @@ py::tuple recurrent_forward(Cell cell, py::handle place_given, py::handle precis
     const cuda::Call call{place.stream, read_exact(precision, op)};
     DeviceArrays arrays(place);
     const View x = arrays.read(x_given, {op, "x"}), w_hh = arrays.read(w_hh_given, {op, "w_hh"});
-    const DType dtype = float_dtype(x, {op, "x"});
+    const DType dtype = float_or_bfloat16(x, {op, "x"});
     const RecurrentShape shape = read_shape(cell, shape_of(x), shape_of(w_hh), op);
     arrays.stay_on(x.device);
     const cuda::OnDevice here(x.device);
     const GivenLayer<View> given{x, unpack_state(hx, cell, {op, "hx"}), w_ih, w_hh, b_ih, b_hh, is_init};
-    return with_dtype(dtype, [&](auto zero) { return forward<decltype(zero)>(arrays, call, shape, given, training); });
+    return with_device_dtype(dtype,
+                             [&](auto zero) { return forward<decltype(zero)>(arrays, call, shape, given, training); });
 }
 
 template <class T>
@@ -166,7 +167,7 @@ py::tuple recurrent_backward(Cell cell, py::handle place_given, py::handle preci
     DeviceArrays arrays(place);
     arrays.stay_on(tape.device);
     const cuda::OnDevice here(tape.device);
-    return with_dtype(tape.dtype, [&](auto zero) {
+    return with_device_dtype(tape.dtype, [&](auto zero) {
         return backward<decltype(zero)>(arrays, call, tape, grad_out, state, windows, carry_scale);
     });
 }
@@ -196,7 +197,7 @@ DeviceTape restore_tape(py::handle place_given, py::handle name, py::handle x_gi
     arrays.stay_on(x.device);
     const GivenLayer<View> given{x, unpack_state(hx, cell, {op, "hx"}), w_ih, w_hh, py::none(), py::none(), is_init};
     const bool b_ih = read_bool(has_b_ih, {op, "has_b_ih"}), b_hh = read_bool(has_b_hh, {op, "has_b_hh"});
-    return with_dtype(float_dtype(x, {op, "x"}), [&](auto zero) {
+    return with_device_dtype(float_or_bfloat16(x, {op, "x"}), [&](auto zero) {
         return restore<decltype(zero)>(arrays, place.stream, shape, given, b_ih, b_hh, out, memory);
     });
 }

@@ -7,7 +7,8 @@ them into a model that exists. Everything runs eagerly, under `torch.compile(ful
 `torch.export`, on CPU tensors of float32 or float64; under autocast in float32. Tensors are shared
 with the kernels, not copied. Threads are those of `tbptt_fast.set_num_threads`. `LSTM`, `GRU` and
 `RNN` and their functions run on "cuda", too, where `tbptt_fast.cuda.is_available()`; there float32
-follows PyTorch's own setting of TF32 for recurrent layers.
+follows PyTorch's own setting of TF32 for recurrent layers, and bfloat16 has kernels, under autocast
+to it, too (from compute capability 8.0 on).
 """
 
 try:

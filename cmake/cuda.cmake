@@ -1,22 +1,26 @@
 # The kernels for NVIDIA GPUs: the module _cuda from nvcc, and _cuda_emulated, the same sources as C++ for the host.
 
 set(cuda_kernels
+  csrc/cuda/convolution.cu
   csrc/cuda/recurrent.cu)
 # Compiled for the host with the others; in no module until they have bindings.
 set(cuda_kernels_without_bindings
-  csrc/cuda/convolution.cu
   csrc/cuda/embedding.cu
   csrc/cuda/loss.cu
   csrc/cuda/optimizer.cu
   csrc/cuda/pooling.cu)
 set(cuda_bindings
+  csrc/bindings/arguments.cpp
   csrc/bindings/check.cpp
+  csrc/bindings/convolution_options.cpp
   csrc/bindings/cuda/arrays.cpp
+  csrc/bindings/cuda/convolution.cpp
   csrc/bindings/cuda/device_array.cpp
   csrc/bindings/cuda/module.cpp
   csrc/bindings/cuda/recurrent.cpp
   csrc/bindings/cuda/runtime.cpp
   csrc/bindings/recurrent_arguments.cpp
+  csrc/bindings/windows.cpp
   csrc/memory.cpp)
 
 function(tbptt_cuda_module_settings module)

@@ -10,7 +10,9 @@ Extents leading_extents(const py::array& array, py::ssize_t without, const Argum
     return Extents(array.shape(), array.shape() + array.ndim() - without);
 }
 
-Extents extents_of(const py::array& array) { return Extents(array.shape(), array.shape() + array.ndim()); }
+Extents extents_of(Shape shape) { return Extents(shape.extents, shape.extents + shape.rank); }
+
+Extents extents_of(const py::array& array) { return extents_of(shape_of(array)); }
 
 Extents with_last(Extents leading, int64_t columns) {
     leading.push_back(columns);

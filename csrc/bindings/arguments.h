@@ -13,7 +13,9 @@ using Extents = std::vector<py::ssize_t>;
 
 // The first `array.ndim() - without` extents; a ValueError when there are fewer.
 Extents leading_extents(const py::array& array, py::ssize_t without, const Argument& argument);
+Extents extents_of(Shape shape);
 Extents extents_of(const py::array& array);
+inline Shape shape_of(const Extents& extents) { return {extents.data(), static_cast<int64_t>(extents.size())}; }
 Extents with_last(Extents leading, int64_t columns);
 int64_t element_count(const Extents& extents);
 void check_extents(const Extents& given, const Extents& expected, const Argument& argument);

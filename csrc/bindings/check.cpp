@@ -89,10 +89,14 @@ void check_rank(Shape given, int64_t rank, const Argument& argument) {
         argument.value_error("expected " + std::to_string(rank) + " dimensions, got shape " + format_shape(given));
 }
 
-void check_shape(Shape given, std::initializer_list<int64_t> shape, const Argument& argument) {
+void check_shape(Shape given, Shape expected, const Argument& argument) {
     const bool same =
-        static_cast<std::size_t>(given.rank) == shape.size() && std::equal(shape.begin(), shape.end(), given.extents);
-    if (!same) argument.value_error("expected shape " + format_shape(shape) + ", got " + format_shape(given));
+        given.rank == expected.rank && std::equal(expected.extents, expected.extents + expected.rank, given.extents);
+    if (!same) argument.value_error("expected shape " + format_shape(expected) + ", got " + format_shape(given));
+}
+
+void check_shape(Shape given, std::initializer_list<int64_t> shape, const Argument& argument) {
+    check_shape(given, shape_of(shape), argument);
 }
 
 void check_rank(const py::array& array, int64_t rank, const Argument& argument) {

@@ -30,6 +30,10 @@ struct Shape {
     int64_t rank;
 };
 
+inline Shape shape_of(std::initializer_list<int64_t> shape) {
+    return {shape.begin(), static_cast<int64_t>(shape.size())};
+}
+
 std::string format_shape(const int64_t* shape, std::size_t rank);
 std::string format_shape(Shape shape);
 std::string format_shape(std::initializer_list<int64_t> shape);
@@ -51,6 +55,7 @@ const char* name_of(DType dtype);
 DType float_dtype(const py::array& array, const Argument& argument);
 
 void check_rank(Shape given, int64_t rank, const Argument& argument);
+void check_shape(Shape given, Shape expected, const Argument& argument);
 void check_shape(Shape given, std::initializer_list<int64_t> shape, const Argument& argument);
 void check_rank(const py::array& array, int64_t rank, const Argument& argument);
 void check_shape(const py::array& array, std::initializer_list<int64_t> shape, const Argument& argument);

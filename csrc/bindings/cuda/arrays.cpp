@@ -139,6 +139,14 @@ Place read_place(py::handle given) {
     return {parts[0], parts[1], stream_of(parts[2].cast<std::uintptr_t>())};
 }
 
+bool read_exact(py::handle given, const char* op) {
+    const Argument argument{op, "precision"};
+    if (!py::isinstance<py::str>(given)) argument.type_error("expected 'tf32' or 'highest', got " + type_name(given));
+    const std::string name = py::str(given);
+    if (name != "tf32" && name != "highest") argument.value_error("expected 'tf32' or 'highest', got '" + name + "'");
+    return name == "highest";
+}
+
 DType float_dtype(const View& view, const Argument& argument) {
     for (const DType dtype : {DType::float32, DType::float64})
         if (view.dtype == name_of(dtype)) return dtype;
@@ -164,8 +172,7 @@ View DeviceArrays::read(py::handle given, const Argument& argument) const {
     return import_capsule(object, place_.stream, argument);
 }
 
-View DeviceArrays::check(View view, const char* dtype, std::initializer_list<int64_t> shape,
-                         const Argument& argument) const {
+View DeviceArrays::check(View view, const char* dtype, Shape shape, const Argument& argument) const {
     if (view.dtype != dtype) argument.type_error(std::string("expected dtype ") + dtype + ", got " + view.dtype);
     check_shape(shape_of(view), shape, argument);
     if (view.device >= 0 && device_ >= 0 && view.device != device_)
@@ -185,16 +192,16 @@ View DeviceArrays::check(View view, const char* dtype, std::initializer_list<int
 Input<std::uint8_t> DeviceArrays::mask(py::handle object, std::initializer_list<int64_t> shape,
                                        const Argument& argument) const {
     if (object.is_none()) return {};
-    View view = check(read(object, argument), "bool", shape, argument);
+    View view = check(read(object, argument), "bool", shape_of(shape), argument);
     return {std::move(view.holder), reinterpret_cast<const std::uint8_t*>(view.data)};
 }
 
-View DeviceArrays::made(DType dtype, std::initializer_list<int64_t> shape) const {
-    element_count(shape);
+View DeviceArrays::made(DType dtype, Shape shape) const {
+    element_count(extents_of(shape));
     const Argument argument{"empty", "result"};
     if (place_.empty.is_none()) return read(new_device_array(dtype, shape, device_, place_.stream), argument);
-    py::tuple extents(shape.size());
-    for (std::size_t i = 0; i < shape.size(); ++i) extents[i] = shape.begin()[i];
+    py::tuple extents(shape.rank);
+    for (int64_t i = 0; i < shape.rank; ++i) extents[i] = shape.extents[i];
     return check(read(place_.empty(extents), argument), name_of(dtype), shape, argument);
 }
 

@@ -4,9 +4,8 @@
 #include <vector>
 
 #include "../../cuda/machine.h"
-#include "../check.h"
 #include "../dlpack.h"
-#include "../recurrent_arguments.h"
+#include "../host_arrays.h"
 
 namespace tbptt::python {
 
@@ -38,6 +37,9 @@ struct Place {
 
 Place read_place(py::handle given);
 
+// Whether `precision` asks for full float32.
+bool read_exact(py::handle given, const char* op);
+
 // 0, 1 and 2 are the default streams: 0 and 1 that of all threads, 2 that of this thread.
 Stream stream_of(std::uintptr_t handle);
 
@@ -54,13 +56,17 @@ class DeviceArrays {
     View read(py::handle object, const Argument& argument) const;
 
     template <class T>
-    Input<T> input(const View& view, std::initializer_list<int64_t> shape, const Argument& argument) const {
+    Input<T> input(const View& view, Shape shape, const Argument& argument) const {
         View checked = check(view, name_of(dtype_of<T>), shape, argument);
         return {std::move(checked.holder), reinterpret_cast<const T*>(checked.data)};
     }
-    template <class T>
-    Input<T> input(py::handle object, std::initializer_list<int64_t> shape, const Argument& argument) const {
-        return input<T>(read(object, argument), shape, argument);
+    template <class T, class Given>
+    Input<T> input(const Given& given, std::initializer_list<int64_t> shape, const Argument& argument) const {
+        return input<T>(as_view(given, argument), shape_of(shape), argument);
+    }
+    template <class T, class Given>
+    Input<T> input(const Given& given, const Extents& shape, const Argument& argument) const {
+        return input<T>(as_view(given, argument), shape_of(shape), argument);
     }
     template <class T>
     Input<T> optional_input(py::handle object, std::initializer_list<int64_t> shape, const Argument& argument) const {
@@ -69,23 +75,34 @@ class DeviceArrays {
     Input<std::uint8_t> mask(py::handle object, std::initializer_list<int64_t> shape, const Argument& argument) const;
 
     template <class T>
-    Made<T> make(std::initializer_list<int64_t> shape) const {
+    Made<T> make(Shape shape) const {
         View view = made(dtype_of<T>, shape);
         return {std::move(view.holder), reinterpret_cast<T*>(view.data)};
     }
+    template <class T>
+    Made<T> make(std::initializer_list<int64_t> shape) const {
+        return make<T>(shape_of(shape));
+    }
+    template <class T>
+    Made<T> make(const Extents& shape) const {
+        return make<T>(shape_of(shape));
+    }
 
    private:
-    View check(View view, const char* dtype, std::initializer_list<int64_t> shape, const Argument& argument) const;
-    View made(DType dtype, std::initializer_list<int64_t> shape) const;
+    static View as_view(View view, const Argument&) { return view; }
+    View as_view(py::handle object, const Argument& argument) const { return read(object, argument); }
+    View check(View view, const char* dtype, Shape shape, const Argument& argument) const;
+    View made(DType dtype, Shape shape) const;
 
     const Place& place_;
     int device_ = -1;
 };
 
-py::object new_device_array(DType dtype, std::initializer_list<int64_t> shape, int device, Stream stream);
+py::object new_device_array(DType dtype, Shape shape, int device, Stream stream);
 
 void register_cuda_runtime(py::module_& module);
 void register_device_array(py::module_& module);
+void register_cuda_convolution(py::module_& module);
 void register_cuda_recurrent(py::module_& module);
 #ifdef TBPTT_EMULATED
 void register_emulator(py::module_& module);

@@ -123,8 +123,8 @@ std::string describe(const DeviceArray& array) {
 
 }  // namespace
 
-py::object new_device_array(DType dtype, std::initializer_list<int64_t> shape, int device, Stream stream) {
-    return py::cast(make_array(dtype, shape, device, stream));
+py::object new_device_array(DType dtype, Shape shape, int device, Stream stream) {
+    return py::cast(make_array(dtype, {shape.extents, shape.extents + shape.rank}, device, stream));
 }
 
 void register_device_array(py::module_& module) {

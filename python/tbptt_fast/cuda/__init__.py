@@ -10,8 +10,8 @@ of other libraries they are `DeviceArray`s, which those read by the same protoco
 
 `precision` is "tf32", in which tensor cores multiply float32 numbers rounded to 10 bits behind the
 point and add them up in float32, or "highest", which is float32 throughout. The default is "tf32",
-as it is in PyTorch's own recurrent layers (cuDNN's). float64 is float64 in both; chips without
-TF32 (before Ampere) always use "highest".
+as it is in PyTorch's own recurrent layers and convolutions (cuDNN's). float64 is float64 in both;
+chips without TF32 (before Ampere) always use "highest".
 
 `stream` is None for the stream that x's library currently uses on its device, or a stream: an
 integer handle, or an object of PyTorch, CuPy or another library with `__cuda_stream__`. Calls put
@@ -23,8 +23,17 @@ raise a RuntimeError with that sentence. `tbptt_fast.torch` uses these kernels f
 "cuda".
 """
 
+from ..ops_convolution import ConvGrads
 from ..ops_recurrent import RecurrentGrads
 from . import _module
+from ._convolution import (
+    conv1d,
+    conv1d_backward,
+    conv2d,
+    conv2d_backward,
+    conv_transpose2d,
+    conv_transpose2d_backward,
+)
 from ._module import why_not
 from ._recurrent import (
     Precision,
@@ -37,9 +46,16 @@ from ._recurrent import (
 )
 
 __all__ = [
+    "ConvGrads",
     "Precision",
     "RecurrentGrads",
     "build_info",
+    "conv1d",
+    "conv1d_backward",
+    "conv2d",
+    "conv2d_backward",
+    "conv_transpose2d",
+    "conv_transpose2d_backward",
     "devices",
     "empty_cache",
     "gru_backward",

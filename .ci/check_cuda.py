@@ -18,6 +18,8 @@ HOT = (
     "cluster_forward",
     "cluster_backward",
     "multiply_matrices",
+    "correlate",
+    "depthwise",
 )
 
 FOREIGN = re.compile(r"\b(cu(dnn|blas|solver|rand|fft)\w*|cu[A-Z]\w+|.*(torch|c10|nccl).*)$", re.I)

@@ -222,8 +222,9 @@ void choose_tile(const Correlation<float>& p, const Call& call) {
     using Large = ProductTile<float, 128, 128, 64, 64, Along>;
     using Middle = ProductTile<float, 128, 64, 64, 32, Along>;
     using Small = ProductTile<float, 64, 64, 32, 32, Along>;
+    using Exact = ProductTile<float, Along ? 128 : 64, 64, Along ? 64 : 32, 32, Along>;  // what registers hold
     if (call.exact)
-        return fills(128, 64) ? run_correlation<Middle, true, Groups>(p, call.stream)
+        return fills(128, 64) ? run_correlation<Exact, true, Groups>(p, call.stream)
                               : run_correlation<Small, true, Groups>(p, call.stream);
     if (p.columns > 64 && fills(128, 128) && device.capability >= 80)
         return run_correlation<Large, false, Groups>(p, call.stream);

@@ -1,4 +1,6 @@
 // Convolution and its transpose, forward and backward.
+#include <algorithm>
+
 #include "api.h"
 #include "convolution_bias.h"
 #include "convolution_correlate.h"
@@ -31,13 +33,10 @@ void set_forward(const ConvolutionShape& s, Sum& p) {
     p.across[0] = forward_direction(s.out_width, s.kernel_width, s.dilation_x, s.pad_left);
 }
 
-// Of one direction of the transpose.
-std::int64_t phase_count(std::int64_t size, std::int64_t stride) { return size < stride ? size : stride; }
-
 // Calls run() with phases of the transpose, as many at a time as one launch takes.
 template <class T, class Sum, class Run>
 void for_phases(const ConvolutionShape& s, Sum& p, Run run) {
-    const std::int64_t all_down = phase_count(s.height, s.stride_y), all_across = phase_count(s.width, s.stride_x);
+    const std::int64_t all_down = std::min(s.height, s.stride_y), all_across = std::min(s.width, s.stride_x);
     p.source_images = output_images(s);
     p.target_images = input_images(s);
     p.step_y = p.step_x = 1;
@@ -105,10 +104,11 @@ void correlation(const ConvolutionForward<T>& f, const Call& call) {
         set_forward<T>(s, p);
         return correlate_in_parts(p, output_images(s), call.stream, [&] { correlate_phases(p, call); });
     }
-    // phases, as if all had the same size
-    const std::int64_t down = phase_count(s.height, s.stride_y), across = phase_count(s.width, s.stride_x);
+    // phases that meet taps, as if all had the same size
+    const std::int64_t down = std::min(s.height, s.stride_y), across = std::min(s.width, s.stride_x);
     if (down * across == 0) return;
-    p.parts = parts_of(p, down * across, s.batch * divide_up(s.height, down) * divide_up(s.width, across),
+    p.parts = parts_of(p, std::min(down, s.kernel_height) * std::min(across, s.kernel_width),
+                       s.batch * divide_up(s.height, down) * divide_up(s.width, across),
                        divide_up(s.kernel_height, s.stride_y) * divide_up(s.kernel_width, s.stride_x));
     correlate_in_parts(p, input_images(s), call.stream,
                        [&] { for_phases<T>(s, p, [&] { correlate_phases(p, call); }); });

@@ -200,6 +200,15 @@ int most_rows(const Correlation<T>& p) {
     return most;
 }
 
+// Of a launch, those that meet any tap: the others only write zeros.
+template <class T>
+int busy_phases(const Correlation<T>& p) {
+    int down = 0, across = 0;
+    for (int i = 0; i < p.phases_down; ++i) down += p.down[i].taps > 0;
+    for (int i = 0; i < p.phases_across; ++i) across += p.across[i].taps > 0;
+    return down * across;
+}
+
 template <class Tile, bool Exact, bool Groups>
 void run_correlation(const Correlation<typename Tile::T>& p, Stream stream) {
     using Left = GatherLoader<Tile, Tile::rows, Groups, PixelPlaces, TapPlaces>;
@@ -224,8 +233,8 @@ template <bool Along, bool Groups>
 void choose_tile(const Correlation<float>& p, const Call& call) {
     const Device& device = current_device();
     const auto fills = [&](int rows, int columns) {
-        return p.parts == 1 &&
-               p.groups * divide_up(most_rows(p), rows) * divide_up(p.columns, columns) >= device.multiprocessors;
+        const std::int64_t tiles = p.groups * divide_up(most_rows(p), rows) * divide_up(p.columns, columns);
+        return p.parts == 1 && busy_phases(p) * tiles >= device.multiprocessors;
     };
     using Large = ProductTile<float, 128, 128, 64, 64, Along>;
     using Middle = ProductTile<float, 128, 64, 64, 32, Along>;

@@ -4,6 +4,10 @@
 #include <atomic>
 #include <cstring>
 
+#if defined(TBPTT_X86_VARIANTS)
+#include <cpuid.h>
+#endif
+
 namespace tbptt {
 
 namespace baseline {
@@ -18,17 +22,39 @@ extern const KernelTable table;
 }
 #endif
 
+#if defined(TBPTT_X86_VARIANTS)
+namespace {
+
+struct Probe {
+    bool avx2, avx512;
+};
+
+// By the processor itself: the compiler's probe, __builtin_cpu_supports, is empty in some runtimes (Zig's). An extension
+// counts where the operating system saves its registers too, which XGETBV tells.
+Probe probe() {
+    unsigned a, b, c, d, state = 0;
+    if (!__get_cpuid(1, &a, &b, &c, &d)) return {};
+    constexpr unsigned fma = 1u << 12, osxsave = 1u << 27, avx = 1u << 28;
+    if ((c & fma) && (c & osxsave) && (c & avx)) __asm__("xgetbv" : "=a"(state), "=d"(d) : "c"(0));
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return {};
+    const auto has = [](unsigned found, unsigned all) { return (found & all) == all; };
+    constexpr unsigned ymm = 0x6, zmm = 0xe6;  // what XCR0 has for the registers of both widths
+    constexpr unsigned avx2 = 1u << 5, avx512f = 1u << 16, avx512dq = 1u << 17, avx512bw = 1u << 30,
+                       avx512vl = 1u << 31;
+    const bool narrow = has(state, ymm) && has(b, avx2);
+    return {narrow, narrow && has(state, zmm) && has(b, avx512f | avx512dq | avx512bw | avx512vl)};
+}
+
+}  // namespace
+#endif
+
 int available_kernels(const KernelTable* tables[max_isas]) {
     int count = 0;
     tables[count++] = &baseline::table;
 #if defined(TBPTT_X86_VARIANTS)
-    // The compiler's probe asks the operating system too (XGETBV).
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-        tables[count++] = &avx2::table;
-        if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
-            tables[count++] = &avx512::table;
-    }
+    const Probe found = probe();
+    if (found.avx2) tables[count++] = &avx2::table;
+    if (found.avx512) tables[count++] = &avx512::table;
 #endif
     return count;
 }

@@ -5,13 +5,15 @@ from __future__ import annotations
 import gc
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 
+import tbptt_fast
 from tbptt_fast import cuda, reference
 from tbptt_fast.cuda import _module, _places
 
@@ -325,22 +327,48 @@ def test_out_of_memory(emulated: EmulatedDevice) -> None:
     assert emulated.module.live_allocations() == 0
 
 
+@pytest.fixture
+def search_again() -> Iterator[None]:
+    """The module is looked for anew in the test, and once more after it."""
+    cached = (_module.loaded, _module.why_not, _module.native)
+    for function in cached:
+        function.cache_clear()
+    yield
+    for function in cached:
+        function.cache_clear()
+
+
+@pytest.mark.usefixtures("search_again")
 def test_without_kernels_a_sentence_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     """Importing never fails; calls and `why_not` tell the same."""
-    monkeypatch.setitem(sys.modules, _module.NAME, None)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    for function in (_module.loaded, _module.why_not, _module.native):
-        function.cache_clear()
-    try:
-        assert cuda.why_not() == "this installation was built without CUDA kernels"
-        assert not cuda.is_available()
-        assert cuda.build_info() is None
-        assert cuda.devices() == []
-        with pytest.raises(RuntimeError, match=r"tbptt_fast\.cuda: this installation was built"):
-            cuda.gru_forward(None, None, None, None)
-    finally:
-        for function in (_module.loaded, _module.why_not, _module.native):
-            function.cache_clear()
+    assert cuda.why_not() == "built without CUDA kernels, and tbptt-fast-cu13 is not installed"
+    assert not cuda.is_available()
+    assert cuda.build_info() is None
+    assert cuda.devices() == []
+    with pytest.raises(RuntimeError, match=r"tbptt_fast\.cuda: built without"):
+        cuda.gru_forward(None, None, None, None)
+
+
+@pytest.mark.usefixtures("search_again")
+@pytest.mark.parametrize("version", [tbptt_fast.__version__, "0.0.9"])
+def test_kernels_of_another_distribution(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    """They are found in tbptt-fast-cu13, and only of the same version."""
+    name = "tbptt_fast_cu13._cuda"
+    module = ModuleType(name)
+    vars(module).update(build_info=lambda: {"version": version}, why_not=lambda: None)
+    monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda asked: module if asked in name else None
+    )
+    if version == tbptt_fast.__version__:
+        assert cuda.is_available()
+        assert cuda.build_info() == {"version": version}
+    else:
+        assert cuda.why_not() == (
+            f"{name} is of version 0.0.9, and tbptt_fast of {tbptt_fast.__version__}: "
+            "install the same"
+        )
 
 
 def test_the_real_module_explains_itself() -> None:

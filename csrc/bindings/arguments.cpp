@@ -89,8 +89,8 @@ bool read_channels_last(py::handle given, const char* op, const std::string& fir
 Needs read_needs(py::handle given, const char* op) {
     const Argument argument{op, "needs"};
     Needs needs;
-    if (!py::isinstance<py::tuple>(given) && !py::isinstance<py::list>(given))
-        argument.type_error("expected a tuple of 'x', 'w', 'b', got " + type_name(given));
+    if (!py::isinstance<py::iterable>(given))
+        argument.type_error("expected some of 'x', 'w', 'b', got " + type_name(given));
     for (const py::handle item : given) {
         const std::string name = py::str(item);
         if (name == "x")

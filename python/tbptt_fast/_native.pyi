@@ -110,7 +110,7 @@ def restore_tape(
 ) -> Tape: ...
 def linear(x: Any, w: Any, b: Any, activation: str | None) -> NDArray[Any]: ...
 def linear_backward(
-    grad_out: Any, x: Any, w: Any, y: Any, activation: str | None, needs: tuple[str, ...]
+    grad_out: Any, x: Any, w: Any, y: Any, activation: str | None, needs: Iterable[str]
 ) -> tuple[Any, Any, Any]: ...
 
 class PackedConv2d:
@@ -141,7 +141,7 @@ def conv1d_backward(
     groups: SupportsIndex,
     activation: str | None,
     layout: str,
-    needs: tuple[str, ...],
+    needs: Iterable[str],
 ) -> tuple[Any, Any, Any]: ...
 def conv2d(
     x: Any,
@@ -167,7 +167,7 @@ def conv2d_backward(
     activation: str | None,
     layout: str,
     algo: str,
-    needs: tuple[str, ...],
+    needs: Iterable[str],
 ) -> tuple[Any, Any, Any]: ...
 def conv_transpose2d(
     x: Any,
@@ -195,7 +195,7 @@ def conv_transpose2d_backward(
     activation: str | None,
     layout: str,
     algo: str,
-    needs: tuple[str, ...],
+    needs: Iterable[str],
 ) -> tuple[Any, Any, Any]: ...
 def embedding(ids: Any, w: Any) -> NDArray[Any]: ...
 def embedding_backward(grad_out: Any, ids: Any, num_embeddings: SupportsIndex) -> NDArray[Any]: ...
@@ -334,13 +334,13 @@ def batch_norm_backward(
     inv_std: Any,
     training: bool,
     layout: str,
-    needs: tuple[str, ...],
+    needs: Iterable[str],
 ) -> tuple[Any, Any, Any]: ...
 def layer_norm(
     x: Any, weight: Any, bias: Any, eps: float
 ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]: ...
 def layer_norm_backward(
-    grad_out: Any, x: Any, weight: Any, mean: Any, inv_std: Any, needs: tuple[str, ...]
+    grad_out: Any, x: Any, weight: Any, mean: Any, inv_std: Any, needs: Iterable[str]
 ) -> tuple[Any, Any, Any]: ...
 def dropout(x: Any, p: float, key: SupportsIndex) -> NDArray[Any]: ...
 def dropout_backward(grad_out: Any, p: float, key: SupportsIndex) -> NDArray[Any]: ...

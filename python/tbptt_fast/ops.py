@@ -194,7 +194,7 @@ def linear_backward(
     >>> grads.w.tolist(), grads.x
     ([[2.0, 2.0, 2.0]], None)
     """
-    return LinearGrads(*_native.linear_backward(grad_out, x, w, y, activation, tuple(needs)))
+    return LinearGrads(*_native.linear_backward(grad_out, x, w, y, activation, needs))
 
 
 def exp(x: ArrayLike) -> Array:

@@ -139,7 +139,7 @@ def conv2d_backward(
             activation,
             layout,
             algo,
-            tuple(needs),
+            needs,
         )
     )
 
@@ -204,7 +204,7 @@ def conv1d_backward(
             groups,
             activation,
             layout,
-            tuple(needs),
+            needs,
         )
     )
 
@@ -289,6 +289,6 @@ def conv_transpose2d_backward(
             activation,
             layout,
             algo,
-            tuple(needs),
+            needs,
         )
     )

@@ -117,9 +117,7 @@ def batch_norm_backward(
     ([[2.0], [6.0]], [2.0], [4.0])
     """
     return NormGrads(
-        *_native.batch_norm_backward(
-            grad_out, x, weight, mean, inv_std, training, layout, tuple(needs)
-        )
+        *_native.batch_norm_backward(grad_out, x, weight, mean, inv_std, training, layout, needs)
     )
 
 
@@ -175,7 +173,7 @@ def layer_norm_backward(
     >>> grads.x.tolist(), grads.w.tolist(), grads.b.tolist()
     ([[0.0, 0.0]], [-1.0, 2.0], [1.0, 2.0])
     """
-    return NormGrads(*_native.layer_norm_backward(grad_out, x, weight, mean, inv_std, tuple(needs)))
+    return NormGrads(*_native.layer_norm_backward(grad_out, x, weight, mean, inv_std, needs))
 
 
 def dropout(x: ArrayLike, p: float, key: SupportsIndex) -> Array:

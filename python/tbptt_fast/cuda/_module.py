@@ -1,4 +1,7 @@
-"""The module `tbptt_fast._cuda`: whether it was built and can run here; loaded when asked."""
+"""The module of CUDA kernels: whether it was built and can run here; loaded when asked.
+
+It lies in this package, or in the distribution tbptt-fast-cu13.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +10,32 @@ import importlib.util
 from functools import cache
 from typing import Any
 
-NAME = "tbptt_fast._cuda"
+from .._version import __version__
+
+NAMES = ("tbptt_fast._cuda", "tbptt_fast_cu13._cuda")
+
+
+def _installed(name: str) -> bool:
+    return (
+        importlib.util.find_spec(name.partition(".")[0]) is not None
+        and importlib.util.find_spec(name) is not None
+    )
 
 
 @cache
 def loaded() -> Any:
     """The module, or the sentence that says why there is none."""
-    if importlib.util.find_spec(NAME) is None:
-        return "this installation was built without CUDA kernels"
+    name = next(filter(_installed, NAMES), None)
+    if name is None:
+        return "built without CUDA kernels, and tbptt-fast-cu13 is not installed"
     try:
-        return importlib.import_module(NAME)
+        module = importlib.import_module(name)
     except ImportError as error:
-        return f"{NAME} cannot be loaded: {error}"
+        return f"{name} cannot be loaded: {error}"
+    version = module.build_info()["version"]
+    if version != __version__:
+        return f"{name} is of version {version}, and tbptt_fast of {__version__}: install the same"
+    return module
 
 
 @cache

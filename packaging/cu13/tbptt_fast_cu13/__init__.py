@@ -1,0 +1,1 @@
+"""Kernels for NVIDIA GPUs; used through `tbptt_fast.cuda`."""

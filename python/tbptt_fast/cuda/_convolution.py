@@ -48,7 +48,7 @@ def conv2d_backward(
     precision: Precision = "tf32",
     stream: Any = None,
 ) -> ConvGrads:
-    options = (stride, padding, dilation, groups, activation, layout, algo, tuple(needs))
+    options = (stride, padding, dilation, groups, activation, layout, algo, needs)
     run, place = _module.native().conv2d_backward, place_of(x, stream)
     return ConvGrads(*run(place, precision, grad_out, x, w, y, *options))
 
@@ -88,7 +88,7 @@ def conv1d_backward(
     precision: Precision = "tf32",
     stream: Any = None,
 ) -> ConvGrads:
-    options = (stride, padding, dilation, groups, activation, layout, tuple(needs))
+    options = (stride, padding, dilation, groups, activation, layout, needs)
     run, place = _module.native().conv1d_backward, place_of(x, stream)
     return ConvGrads(*run(place, precision, grad_out, x, w, y, *options))
 
@@ -133,7 +133,7 @@ def conv_transpose2d_backward(
     stream: Any = None,
 ) -> ConvGrads:
     sizes = (stride, padding, output_padding, dilation, groups)
-    options = (*sizes, activation, layout, algo, tuple(needs))
+    options = (*sizes, activation, layout, algo, needs)
     run, place = _module.native().conv_transpose2d_backward, place_of(x, stream)
     return ConvGrads(*run(place, precision, grad_out, x, w, y, *options))
 

@@ -2,13 +2,11 @@
 
 set(cuda_kernels
   csrc/cuda/convolution.cu
-  csrc/cuda/recurrent.cu)
-# Compiled for the host with the others; in no module until they have bindings.
-set(cuda_kernels_without_bindings
   csrc/cuda/embedding.cu
   csrc/cuda/loss.cu
   csrc/cuda/optimizer.cu
-  csrc/cuda/pooling.cu)
+  csrc/cuda/pooling.cu
+  csrc/cuda/recurrent.cu)
 set(cuda_bindings
   csrc/bindings/arguments.cpp
   csrc/bindings/check.cpp
@@ -16,9 +14,16 @@ set(cuda_bindings
   csrc/bindings/cuda/arrays.cpp
   csrc/bindings/cuda/convolution.cpp
   csrc/bindings/cuda/device_array.cpp
+  csrc/bindings/cuda/layers.cpp
+  csrc/bindings/cuda/losses.cpp
   csrc/bindings/cuda/module.cpp
+  csrc/bindings/cuda/optimizers.cpp
+  csrc/bindings/cuda/pooling.cpp
   csrc/bindings/cuda/recurrent.cpp
   csrc/bindings/cuda/runtime.cpp
+  csrc/bindings/loss_arguments.cpp
+  csrc/bindings/optimizer_arguments.cpp
+  csrc/bindings/pooling_arguments.cpp
   csrc/bindings/recurrent_arguments.cpp
   csrc/bindings/windows.cpp
   csrc/memory.cpp)
@@ -44,11 +49,6 @@ if(TBPTT_FAST_CUDA_EMULATED)
     set(${result} ${sources} PARENT_SCOPE)
   endfunction()
   tbptt_for_the_host(emulated_kernels ${cuda_kernels})
-  tbptt_for_the_host(emulated_without_bindings ${cuda_kernels_without_bindings})
-  add_library(tbptt_cuda_without_bindings OBJECT ${emulated_without_bindings})
-  tbptt_compile_settings(tbptt_cuda_without_bindings)
-  target_compile_definitions(tbptt_cuda_without_bindings PRIVATE TBPTT_EMULATED)
-  target_compile_options(tbptt_cuda_without_bindings PRIVATE -Wno-unknown-pragmas)
   python_add_library(_cuda_emulated MODULE WITH_SOABI
     ${emulated_kernels} ${cuda_bindings}
     csrc/bindings/cuda/emulator.cpp csrc/cuda/emulator.cpp csrc/cuda/runtime_emulated.cpp)
@@ -56,7 +56,6 @@ if(TBPTT_FAST_CUDA_EMULATED)
   target_compile_definitions(_cuda_emulated PRIVATE TBPTT_EMULATED)
   target_compile_options(_cuda_emulated PRIVATE -Wno-unknown-pragmas)  # nvcc's
   set_target_properties(_cuda_emulated PROPERTIES LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR})
-  add_dependencies(_cuda_emulated tbptt_cuda_without_bindings)
 endif()
 
 if(NOT TBPTT_FAST_CUDA MATCHES "^(AUTO|ON|OFF|TRUE|FALSE|1|0)$")

@@ -21,6 +21,8 @@ import pytest
 from tbptt_fast import cuda
 from tbptt_fast.cuda import _module, _places
 
+from .cases import assert_close
+
 ROOT = Path(__file__).resolve().parent.parent
 NO_GPU = "needs a GPU"  # the reason of a skip that is no failure where oracles are required
 
@@ -122,13 +124,22 @@ class EmulatedDevice:
 
     @staticmethod
     def empty(shape: tuple[int, ...], dtype: Any) -> Any:
-        return np.full(shape, np.nan, dtype)
+        integers = np.issubdtype(dtype, np.integer)
+        return np.full(shape, np.iinfo(dtype).min if integers else np.nan, dtype)
 
     def array(self, value: Any) -> Any:
         return value
 
     def numpy(self, value: Any) -> Any:
         return value
+
+    def runs(self, run: Callable[[], Any]) -> list[Any]:
+        """The same call with the threads in several orders."""
+        found = []
+        for seed in (0, 1, 2):
+            with self.order(seed):
+                found.append(run())
+        return found
 
     def ops(self, **options: Any) -> Ops:
         return Ops(self, options)
@@ -149,13 +160,63 @@ class CudaDevice:
         self.torch, self.kind = torch, torch.Tensor
 
     def array(self, value: Any) -> Any:
-        return self.torch.from_numpy(np.ascontiguousarray(value)).to("cuda")
+        """What is not aligned to 16 bytes on the host is not on the device either."""
+        value = np.ascontiguousarray(value)
+        before = value.ctypes.data % 16 // value.itemsize
+        flat = self.torch.empty(before + value.size, dtype=self.torch.from_numpy(value).dtype)
+        placed = flat.to("cuda")[before:].view(value.shape)
+        return placed.copy_(self.torch.from_numpy(value))
 
     def numpy(self, value: Any) -> Any:
         return value.cpu().numpy()
+
+    def runs(self, run: Callable[[], Any]) -> list[Any]:
+        return [run(), run()]
 
     def ops(self, **options: Any) -> Ops:
         return Ops(self, options)
 
 
 Device: TypeAlias = EmulatedDevice | CudaDevice
+
+
+def unaligned(array: Any, by: int = 1) -> Any:
+    """The same values, `by` elements behind an address that is a multiple of 16."""
+    room = np.empty(array.size + by + 16, array.dtype)
+    begin = -room.ctypes.data % 16 // array.itemsize + by
+    moved = room[begin : begin + array.size].reshape(array.shape)
+    moved[...] = array
+    return moved
+
+
+def same_bits(device: Device, run: Callable[[], tuple[Any, ...]]) -> tuple[Any, ...]:
+    """The results of a call, which no order of threads changes."""
+    first, *others = device.runs(run)
+    for other in others:
+        for a, b in zip(first, other, strict=True):
+            np.testing.assert_array_equal(
+                np.atleast_1d(a).view("uint8"), np.atleast_1d(b).view("uint8")
+            )
+    return tuple(first)
+
+
+def assert_same(actual: Any, expected: Any) -> None:
+    """The same bits, but for those of a NaN."""
+    assert (actual.dtype, actual.shape) == (expected.dtype, expected.shape)
+    np.testing.assert_array_equal(actual, expected)
+    zeros = (actual == 0) & (expected == 0)
+    np.testing.assert_array_equal(np.signbit(actual[zeros]), np.signbit(expected[zeros]))
+
+
+def assert_near(actual: Any, expected: Any, kind: str, *, length: int, terms: float = 1.0) -> None:
+    """`assert_close` where both are finite; NaN and Inf are in the same places."""
+    actual, expected = np.asarray(actual), np.asarray(expected, "float64")
+    finite = np.isfinite(expected)
+    np.testing.assert_array_equal(actual[~finite], expected[~finite])
+    assert_close(
+        np.where(finite, actual, 0).astype(actual.dtype),
+        np.where(finite, expected, 0),
+        kind,
+        length=length,
+        terms=terms,
+    )

@@ -3,16 +3,25 @@
 
 namespace tbptt::python {
 
-Extents leading_extents(const py::array& array, py::ssize_t without, const Argument& argument) {
-    if (array.ndim() < without)
+Extents leading_extents(Shape shape, int64_t without, const Argument& argument) {
+    if (shape.rank < without)
         argument.value_error("expected at least " + std::to_string(without) + " dimension" + (without > 1 ? "s" : "") +
-                             ", got shape " + format_shape(array));
-    return Extents(array.shape(), array.shape() + array.ndim() - without);
+                             ", got shape " + format_shape(shape));
+    return Extents(shape.extents, shape.extents + shape.rank - without);
+}
+
+Extents leading_extents(const py::array& array, py::ssize_t without, const Argument& argument) {
+    return leading_extents(shape_of(array), without, argument);
 }
 
 Extents extents_of(Shape shape) { return Extents(shape.extents, shape.extents + shape.rank); }
 
 Extents extents_of(const py::array& array) { return extents_of(shape_of(array)); }
+
+RowShape read_rows(Shape shape, const Argument& argument) {
+    const Extents leading = leading_extents(shape, 1, argument);
+    return {extents_of(shape), leading, element_count(leading), shape.extents[shape.rank - 1]};
+}
 
 Extents with_last(Extents leading, int64_t columns) {
     leading.push_back(columns);

@@ -12,6 +12,7 @@ namespace tbptt::python {
 using Extents = std::vector<py::ssize_t>;
 
 // The first `array.ndim() - without` extents; a ValueError when there are fewer.
+Extents leading_extents(Shape shape, int64_t without, const Argument& argument);
 Extents leading_extents(const py::array& array, py::ssize_t without, const Argument& argument);
 Extents extents_of(Shape shape);
 Extents extents_of(const py::array& array);
@@ -19,6 +20,13 @@ inline Shape shape_of(const Extents& extents) { return {extents.data(), static_c
 Extents with_last(Extents leading, int64_t columns);
 int64_t element_count(const Extents& extents);
 void check_extents(const Extents& given, const Extents& expected, const Argument& argument);
+
+// A shape that is rows to the kernels.
+struct RowShape {
+    Extents extents, leading;
+    int64_t rows, columns;
+};
+RowShape read_rows(Shape shape, const Argument& argument);
 
 template <class T>
 Input<T> input_of_extents(py::handle object, const Extents& expected, const Argument& argument) {

@@ -33,9 +33,10 @@ struct DlTensor {
 };
 
 inline bool is_contiguous(const DlTensor& tensor) {
+    for (std::int32_t i = 0; i < tensor.rank; ++i)
+        if (tensor.shape[i] == 0) return true;  // whatever the strides are
     std::int64_t expected = 1;
     for (std::int32_t i = tensor.rank - 1; tensor.strides && i >= 0; --i) {
-        if (tensor.shape[i] == 0) return true;
         if (tensor.shape[i] != 1 && tensor.strides[i] != expected) return false;
         expected *= tensor.shape[i];
     }

@@ -93,17 +93,6 @@ py::array activation_backward(py::handle grad_given, const py::array& y_array, A
     return reshaped(grad_x.array, extents_of(y));
 }
 
-// A shape that is rows to the kernels.
-struct RowShape {
-    Extents extents;
-    int64_t rows, columns;
-};
-
-RowShape read_rows(const py::array& array, const Argument& argument) {
-    const Extents leading = leading_extents(array, 1, argument);
-    return {extents_of(array), element_count(leading), array.shape(array.ndim() - 1)};
-}
-
 template <class T>
 py::array softmax(const RowShape& shape, const py::array& x_array) {
     const py::array x = to_contiguous(x_array);
@@ -177,14 +166,14 @@ void register_layers(py::module_& module) {
         const Argument argument{"softmax", "x"};
         const py::array array = to_array(x, argument);
         const DType dtype = float_dtype(array, argument);
-        const RowShape shape = read_rows(array, argument);
+        const RowShape shape = read_rows(shape_of(array), argument);
         return with_dtype(dtype, [&](auto zero) { return softmax<decltype(zero)>(shape, array); });
     });
     module.def("softmax_backward", [](py::handle grad_out, py::handle y) {
         const Argument argument{"softmax_backward", "y"};
         const py::array array = to_array(y, argument);
         const DType dtype = float_dtype(array, argument);
-        const RowShape shape = read_rows(array, argument);
+        const RowShape shape = read_rows(shape_of(array), argument);
         return with_dtype(dtype, [&](auto zero) { return softmax_backward<decltype(zero)>(shape, grad_out, array); });
     });
 }

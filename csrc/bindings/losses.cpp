@@ -1,22 +1,10 @@
 // The losses.
 #include "../dispatch.h"
-#include "arguments.h"
+#include "loss_arguments.h"
 
 namespace tbptt::python {
 
 namespace {
-
-enum class Reduction { mean, sum, none };
-
-Reduction read_reduction(py::handle given, const char* op) {
-    const Argument argument{op, "reduction"};
-    if (!py::isinstance<py::str>(given)) argument.type_error("expected a string, got " + type_name(given));
-    const std::string name = py::str(given);
-    if (name == "mean") return Reduction::mean;
-    if (name == "sum") return Reduction::sum;
-    if (name == "none") return Reduction::none;
-    argument.value_error("expected 'mean', 'sum' or 'none', got '" + name + "'");
-}
 
 template <class T>
 Input<T> read_weights(py::handle given, const Extents& leading, const char* op) {
@@ -34,11 +22,11 @@ double total_weight(int64_t rows, const T* weights, Counts counts) {
 }
 
 template <class T>
-py::tuple softmax_cross_entropy(const py::array& logits_array, const Ids& targets, py::handle weights_given,
-                                int64_t ignore_index, Reduction reduction) {
+py::tuple softmax_cross_entropy(const RowShape& shape, const py::array& logits_array, const Ids& targets,
+                                py::handle weights_given, int64_t ignore_index, Reduction reduction) {
     const char* op = "softmax_cross_entropy";
-    const int64_t rows = targets.count, classes = logits_array.shape(logits_array.ndim() - 1);
-    const Input<T> weights = read_weights<T>(weights_given, targets.extents, op);
+    const int64_t rows = shape.rows, classes = shape.columns;
+    const Input<T> weights = read_weights<T>(weights_given, shape.leading, op);
     const py::array logits = to_contiguous(logits_array);
     const Output<T> grad({rows, classes}), each({reduction == Reduction::none ? rows : 0});
     const Block losses(static_cast<std::size_t>(rows) * sizeof(double));
@@ -55,17 +43,10 @@ py::tuple softmax_cross_entropy(const py::array& logits_array, const Ids& target
         else
             for (int64_t i = 0; i < rows; ++i) sum += loss[i];
     }
-    const py::array grad_logits = reshaped(grad.array, extents_of(logits_array));
-    if (reduction == Reduction::none) return py::make_tuple(reshaped(each.array, targets.extents), grad_logits);
+    const py::array grad_logits = reshaped(grad.array, shape.extents);
+    if (reduction == Reduction::none) return py::make_tuple(reshaped(each.array, shape.leading), grad_logits);
     return py::make_tuple(sum / divisor, grad_logits);
 }
-
-// A loss that looks at every value by itself.
-struct Pointwise {
-    const char* op;
-    Loss kind;
-    double delta;
-};
 
 template <class T>
 void check_signs(const T* target, int64_t count, const char* op) {
@@ -78,9 +59,8 @@ template <class T>
 py::tuple pointwise_loss(const Pointwise& loss, const py::array& prediction_array, py::handle target_given,
                          py::handle weights_given, Reduction reduction) {
     const char* op = loss.op;
-    const Extents extents = extents_of(prediction_array),
-                  leading = leading_extents(prediction_array, 1, {op, "prediction"});
-    const int64_t rows = element_count(leading), columns = extents.back(), elements = element_count(extents);
+    const auto [extents, leading, rows, columns] = read_rows(shape_of(prediction_array), {op, "prediction"});
+    const int64_t elements = element_count(extents);
     const Input<T> target = input_of_extents<T>(target_given, extents, {op, "target"});
     if (loss.kind == Loss::hinge) check_signs(target.data, elements, op);
     const Input<T> weights = read_weights<T>(weights_given, leading, op);
@@ -121,33 +101,23 @@ void register_losses(py::module_& module) {
         const Argument argument{op, "targets"};
         const py::array logits_array = to_array(logits, {op, "logits"});
         const DType dtype = float_dtype(logits_array, {op, "logits"});
-        const Extents leading = leading_extents(logits_array, 1, {op, "logits"});
-        const int64_t classes = logits_array.shape(logits_array.ndim() - 1);
-        if (classes < 1)
-            Argument{op, "logits"}.value_error("expected at least 1 class, got shape " + format_shape(logits_array));
+        const RowShape shape = read_classes(shape_of(logits_array), op);
         const Ids targets = read_ids(targets_given, argument);
-        check_extents(targets.extents, leading, argument);
-        const int64_t ignored = read_integer(ignore_index, std::numeric_limits<int64_t>::min(), {op, "ignore_index"});
+        check_extents(targets.extents, shape.leading, argument);
+        const int64_t ignored = read_ignore_index(ignore_index, op);
         const Reduction wanted = read_reduction(reduction, op);
-        check_ids(targets, classes, &ignored, argument);
+        check_ids(targets, shape.columns, &ignored, argument);
         return with_dtype(dtype, [&](auto zero) {
-            return softmax_cross_entropy<decltype(zero)>(logits_array, targets, weights, ignored, wanted);
+            return softmax_cross_entropy<decltype(zero)>(shape, logits_array, targets, weights, ignored, wanted);
         });
     });
-    const auto define = [&module](const char* name, Loss kind) {
-        module.def(name,
-                   [name, kind](py::handle prediction, py::handle target, py::handle weights, py::handle reduction) {
-                       return read_pointwise_loss({name, kind, 0}, prediction, target, weights, reduction);
-                   });
-    };
-    define("mse_loss", Loss::squared);
-    define("l1_loss", Loss::absolute);
-    define("hinge_loss", Loss::hinge);
+    for (const Pointwise& loss : plain_losses)
+        module.def(loss.op, [loss](py::handle prediction, py::handle target, py::handle weights, py::handle reduction) {
+            return read_pointwise_loss(loss, prediction, target, weights, reduction);
+        });
     module.def("huber_loss", [](py::handle prediction, py::handle target, py::handle delta, py::handle weights,
                                 py::handle reduction) {
-        const char* op = "huber_loss";
-        return read_pointwise_loss({op, Loss::huber, read_number(delta, positive, {op, "delta"})}, prediction, target,
-                                   weights, reduction);
+        return read_pointwise_loss(read_huber(delta), prediction, target, weights, reduction);
     });
 }
 

@@ -2,25 +2,11 @@
 #include <cmath>
 
 #include "../dispatch.h"
-#include "arguments.h"
-#include "array_lists.h"
+#include "optimizer_arguments.h"
 
 namespace tbptt::python {
 
 namespace {
-
-// What is done to the gradients before a step.
-struct Gradients {
-    double max_norm, clip_value;  // infinite for none
-    bool skip;                    // a non-finite gradient skips the step instead of raising
-    bool maximize;
-    bool norm_given;
-    double norm;  // NaN when a gradient is not finite
-};
-
-double read_limit(py::handle given, const Argument& argument) {
-    return given.is_none() ? infinite : read_number(given, positive_or_none, argument);
-}
 
 // None, a number, or the NaN that global_norm gives.
 double read_norm(py::handle given, const Argument& argument) {
@@ -28,17 +14,15 @@ double read_norm(py::handle given, const Argument& argument) {
     return is_nan ? std::nan("") : read_number(given, not_negative, argument);
 }
 
+struct Gradients {
+    Clipping clipping;
+    bool norm_given;
+    double norm;  // NaN when a gradient is not finite
+};
+
 Gradients read_gradients(py::handle max_norm, py::handle clip_value, py::handle non_finite, py::handle maximize,
                          py::handle norm, const char* op) {
-    const Argument argument{op, "non_finite"};
-    if (!py::isinstance<py::str>(non_finite)) argument.type_error("expected a string, got " + type_name(non_finite));
-    const std::string choice = py::str(non_finite);
-    if (choice != "raise" && choice != "skip") argument.value_error("expected 'raise' or 'skip', got '" + choice + "'");
-    return {read_limit(max_norm, {op, "max_norm"}),
-            read_limit(clip_value, {op, "clip_value"}),
-            choice == "skip",
-            read_bool(maximize, {op, "maximize"}),
-            !norm.is_none(),
+    return {read_clipping(max_norm, clip_value, non_finite, maximize, op), !norm.is_none(),
             read_norm(norm, {op, "norm"})};
 }
 
@@ -55,19 +39,20 @@ DType dtype_of_list(py::handle params, const char* op) {
 template <class T, class Step>
 py::tuple run(const ArrayLists<T>& lists, const Gradients& gradients, const char* op, Step step) {
     constexpr double torch_eps = 1e-6;  // as in torch.nn.utils.clip_grad_norm_
+    const Clipping& clipping = gradients.clipping;
     double norm = gradients.norm;
     int64_t non_finite = -1;
     {
         const py::gil_scoped_release unlocked;
-        Parameters<T> list = lists.list(gradients.clip_value);
+        Parameters<T> list = lists.list(clipping.clip_value);
         if (!gradients.norm_given) kernels<T>().gradient_norm({list, &norm, &non_finite});
         if (!std::isnan(norm)) {
-            const double factor = std::min(1.0, gradients.max_norm / (norm + torch_eps));
-            list.factor = gradients.maximize ? -factor : factor;
+            const double factor = std::min(1.0, clipping.max_norm / (norm + torch_eps));
+            list.factor = clipping.maximize ? -factor : factor;
             step(list);
         }
     }
-    if (std::isnan(norm) && !gradients.skip) {
+    if (std::isnan(norm) && !clipping.skip) {
         const std::string where = gradients.norm_given ? "norm" : "grads[" + std::to_string(non_finite) + "]";
         const std::string message = std::string(op) + ": " + where + ": non-finite gradient";
         PyErr_SetString(PyExc_FloatingPointError, message.c_str());
@@ -76,34 +61,18 @@ py::tuple run(const ArrayLists<T>& lists, const Gradients& gradients, const char
     return py::make_tuple(norm, !std::isnan(norm));
 }
 
-// With mu = 0 the momentum may be given, and is left alone.
-template <class T>
-void add_momentum(ArrayLists<T>& lists, py::handle given, double mu, T* OptimizerArray<T>::* member, const char* op) {
-    if (!given.is_none())
-        lists.add_state("momentum", given, member);
-    else if (mu > 0)
-        Argument{op, "momentum"}.value_error("expected a list of arrays with mu > 0, got None");
-}
-
 py::tuple sgd_step(py::handle params, py::handle grads, py::handle momentum, py::handle lr, py::handle mu,
                    py::handle dampening, py::handle nesterov, py::handle weight_decay, py::handle maximize,
                    py::handle max_norm, py::handle clip_value, py::handle non_finite, py::handle norm) {
     const char* op = "sgd_step";
-    const double rate = read_number(lr, not_negative, {op, "lr"}), inertia = read_number(mu, not_negative, {op, "mu"}),
-                 damped = read_number(dampening, any_number, {op, "dampening"}),
-                 decay = read_number(weight_decay, not_negative, {op, "weight_decay"});
-    const bool look_ahead = read_bool(nesterov, {op, "nesterov"});
-    if (look_ahead && inertia == 0) Argument{op, "nesterov"}.value_error("expected mu > 0 with it, got mu = 0");
+    const SgdOptions options = read_sgd(lr, mu, dampening, nesterov, weight_decay);
     const Gradients gradients = read_gradients(max_norm, clip_value, non_finite, maximize, norm, op);
     return with_dtype(dtype_of_list(params, op), [&](auto zero) {
         using T = decltype(zero);
         ArrayLists<T> lists(op, params);
-        add_momentum(lists, momentum, inertia, &OptimizerArray<T>::first, op);
-        lists.check_overlap();
-        lists.add_grads(grads);
-        return run<T>(lists, gradients, op, [&](const Parameters<T>& list) {
-            kernels<T>().sgd_step({list, rate, inertia, decay, 1 - damped, look_ahead});
-        });
+        add_sgd_lists(lists, grads, momentum, options);
+        return run<T>(lists, gradients, op,
+                      [&](const Parameters<T>& list) { kernels<T>().sgd_step(options.step(list)); });
     });
 }
 
@@ -112,20 +81,14 @@ py::tuple rmsprop_step(py::handle params, py::handle grads, py::handle square_av
                        py::handle weight_decay, py::handle maximize, py::handle max_norm, py::handle clip_value,
                        py::handle non_finite, py::handle norm) {
     const char* op = "rmsprop_step";
-    const double rate = read_number(lr, not_negative, {op, "lr"}), share = read_number(alpha, fraction, {op, "alpha"}),
-                 least = read_number(eps, positive, {op, "eps"}), inertia = read_number(mu, not_negative, {op, "mu"}),
-                 decay = read_number(weight_decay, not_negative, {op, "weight_decay"});
+    const RmspropOptions options = read_rmsprop(lr, alpha, eps, mu, weight_decay);
     const Gradients gradients = read_gradients(max_norm, clip_value, non_finite, maximize, norm, op);
     return with_dtype(dtype_of_list(params, op), [&](auto zero) {
         using T = decltype(zero);
         ArrayLists<T> lists(op, params);
-        lists.add_state("square_avg", square_avg, &OptimizerArray<T>::first);
-        add_momentum(lists, momentum, inertia, &OptimizerArray<T>::second, op);
-        if (!grad_avg.is_none()) lists.add_state("grad_avg", grad_avg, &OptimizerArray<T>::third);
-        lists.check_overlap();
-        lists.add_grads(grads);
+        add_rmsprop_lists(lists, grads, square_avg, momentum, grad_avg, options);
         return run<T>(lists, gradients, op, [&](const Parameters<T>& list) {
-            kernels<T>().rmsprop_step({list, rate, share, least, inertia, decay, !grad_avg.is_none()});
+            kernels<T>().rmsprop_step(options.step(list, !grad_avg.is_none()));
         });
     });
 }
@@ -136,24 +99,14 @@ py::tuple adam_step(py::handle params, py::handle grads, py::handle exp_avg, py:
                     py::handle max_norm, py::handle clip_value, py::handle non_finite, py::handle norm) {
     const char* op = "adam_step";
     const auto count = static_cast<double>(read_integer(step, 1, {op, "step"}));
-    const double rate = read_number(lr, not_negative, {op, "lr"}), first = read_number(beta1, fraction, {op, "beta1"}),
-                 second = read_number(beta2, fraction, {op, "beta2"}), least = read_number(eps, positive, {op, "eps"}),
-                 decay = read_number(weight_decay, not_negative, {op, "weight_decay"});
-    const bool apart = read_bool(decoupled, {op, "decoupled"});
+    const AdamOptions options = read_adam(lr, beta1, beta2, eps, weight_decay, decoupled);
     const Gradients gradients = read_gradients(max_norm, clip_value, non_finite, maximize, norm, op);
-    const double step_size = rate / (1 - std::pow(first, count)),
-                 inverse_root = 1 / std::sqrt(1 - std::pow(second, count));
     return with_dtype(dtype_of_list(params, op), [&](auto zero) {
         using T = decltype(zero);
         ArrayLists<T> lists(op, params);
-        lists.add_state("exp_avg", exp_avg, &OptimizerArray<T>::first);
-        lists.add_state("exp_avg_sq", exp_avg_sq, &OptimizerArray<T>::second);
-        if (!max_exp_avg_sq.is_none()) lists.add_state("max_exp_avg_sq", max_exp_avg_sq, &OptimizerArray<T>::third);
-        lists.check_overlap();
-        lists.add_grads(grads);
+        add_adam_lists(lists, grads, exp_avg, exp_avg_sq, max_exp_avg_sq);
         return run<T>(lists, gradients, op, [&](const Parameters<T>& list) {
-            kernels<T>().adam_step({list, step_size, inverse_root, first, second, least, apart ? 0 : decay,
-                                    apart ? 1 - rate * decay : 1, !max_exp_avg_sq.is_none()});
+            kernels<T>().adam_step(options.step(list, count, !max_exp_avg_sq.is_none()));
         });
     });
 }

@@ -47,8 +47,17 @@ void sgd_step(const SgdStep<T>& p, const ClipByNorm& clip, const Call& call);
 template <class T>
 void rmsprop_step(const RmspropStep<T>& p, const ClipByNorm& clip, const Call& call);
 
+// Adam's number of the step, counted on the device: unless the norm is NaN, the step adds one to each counter, and takes its
+// bias corrections from there, so that a graph that is replayed goes on counting.
+struct StepCounters {
+    void* const* counters;  // or null: the parameters' step_size and inverse_root hold. The list is on the host
+    std::int64_t count;     // 1, for all arrays, or one for each
+    bool floats;            // each is a float, not an int64
+    double lr;
+};
+
 template <class T>
-void adam_step(const AdamStep<T>& p, const ClipByNorm& clip, const Call& call);
+void adam_step(const AdamStep<T>& p, const StepCounters& counters, const ClipByNorm& clip, const Call& call);
 
 // What the host cannot check without waiting for the device does no harm there and shows: a row whose target or id is no
 // class gets NaN.
@@ -92,6 +101,8 @@ void avg_pool_backward(const AvgPoolBackward<T>& p, const Call& call);
 
 template <class T>
 void global_avg_pool(const GlobalAvgPool<T>& p, const Call& call);
+
+void widen(const std::int32_t* from, std::int64_t* to, std::int64_t count, const Call& call);
 
 // Rows of fewer than 2^31 values; `embeddings` is V, for the check.
 template <class T>

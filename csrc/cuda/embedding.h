@@ -53,6 +53,17 @@ void embedding_forward(const EmbeddingForward<T>& p, std::int64_t embeddings, co
            EmbeddingRows<T>{p, embeddings, items, Divider(row)});
 }
 
+struct WidenIds {
+    const std::int32_t* from;
+    std::int64_t* to;
+    std::int64_t count;
+};
+
+template <class Id>
+__global__ void __launch_bounds__(embedding_threads) widen_ids(const WidenIds p) {
+    for (std::int64_t i = global_index(); i < p.count; i += global_count()) p.to[i] = static_cast<Id>(p.from[i]);
+}
+
 constexpr int digit_bits = 8, digits = 1 << digit_bits;
 constexpr unsigned sort_threads = 256;  // one for each digit
 constexpr int sort_rounds = 8;          // positions of a tile for each thread

@@ -28,7 +28,7 @@ DeviceDescription describe_device(int index);
 // The device whose memory this is, or -1: no device's, or none that is known.
 int device_of(const void* memory);
 
-// `device` is current as long as this lives.
+// `device` is current as long as this lives; with -1 the one that is stays.
 class OnDevice {
    public:
     explicit OnDevice(int device);

@@ -16,8 +16,8 @@ template void sgd_step<float>(const SgdStep<float>&, const ClipByNorm&, const Ca
 template void sgd_step<double>(const SgdStep<double>&, const ClipByNorm&, const Call&);
 template void rmsprop_step<float>(const RmspropStep<float>&, const ClipByNorm&, const Call&);
 template void rmsprop_step<double>(const RmspropStep<double>&, const ClipByNorm&, const Call&);
-template void adam_step<float>(const AdamStep<float>&, const ClipByNorm&, const Call&);
-template void adam_step<double>(const AdamStep<double>&, const ClipByNorm&, const Call&);
+template void adam_step<float>(const AdamStep<float>&, const StepCounters&, const ClipByNorm&, const Call&);
+template void adam_step<double>(const AdamStep<double>&, const StepCounters&, const ClipByNorm&, const Call&);
 
 }  // namespace cuda
 }  // namespace tbptt

@@ -139,6 +139,58 @@ __global__ void combine(const TwoNorms<T> p) {
     if (threadIdx.x == 0) *p.norm = *p.a == 0 ? *p.b : *p.b == 0 ? *p.a : square_root(*p.a * *p.a + *p.b * *p.b);
 }
 
+// Of Adam's averages, which begin at zero.
+struct BiasCorrections {
+    double step_size, inverse_root;  // see AdamStep
+};
+
+template <class Rule>
+constexpr bool has_corrections = false;
+template <class T, bool amsgrad>
+constexpr bool has_corrections<AdamRule<T, amsgrad>> = true;
+
+constexpr int counter_list = 256;  // of one launch
+
+template <class Counter>
+struct CounterList {
+    Counter* counters[counter_list];  // out +=
+    int count;
+    double lr, beta1, beta2;
+    const double* norm;      // or null
+    BiasCorrections* found;  // out = [count]
+};
+
+template <class Counter>
+__global__ void __launch_bounds__(counter_list) advance_counters(const CounterList<Counter> p) {
+    const int i = static_cast<int>(threadIdx.x);
+    if (i >= p.count) return;
+    const Counter next = *p.counters[i] + 1;
+    if (!p.norm || *p.norm == *p.norm) *p.counters[i] = next;
+    const auto number = static_cast<double>(next);
+    p.found[i] = {p.lr / (1 - ::pow(p.beta1, number)), 1 / square_root(1 - ::pow(p.beta2, number))};
+}
+
+template <class Counter, class T>
+void advance_all(const AdamStep<T>& step, const StepCounters& given, const double* norm, BiasCorrections* found,
+                 const Call& call) {
+    CounterList<Counter> list{{}, 0, given.lr, step.beta1, step.beta2, norm, found};
+    for (std::int64_t first = 0; first < given.count; first += list.count) {
+        const std::int64_t left = given.count - first;
+        list.count = left < counter_list ? static_cast<int>(left) : counter_list;
+        list.found = found + first;
+        for (int i = 0; i < list.count; ++i) list.counters[i] = static_cast<Counter*>(given.counters[first + i]);
+        Grid grid;
+        grid.threads = counter_list;
+        launch(&advance_counters<Counter>, grid, call.stream, list);
+    }
+}
+
+// Corrections on the device, in place of those that the host knows; null: none.
+struct Corrected {
+    const BiasCorrections* found;
+    bool each;  // for every array, not for all
+};
+
 template <class T, class Rule, int capacity>
 struct UpdateParameters {
     ArrayTable<T, capacity> table;
@@ -146,6 +198,7 @@ struct UpdateParameters {
     T clip_value;
     double factor;
     ClipByNorm clip;
+    Corrected corrected;  // from the table's first array on
 };
 
 template <class T>
@@ -191,11 +244,19 @@ __global__ void __launch_bounds__(optimizer_threads, 3) update_arrays(const Upda
     const ArrayPart<T> part = find_part(p.table);
     const OptimizerArray<T> array = *part.array;
     const T limit = p.clip_value;
+    Rule rule = p.rule;
+    if constexpr (has_corrections<Rule>) {
+        if (p.corrected.found) {
+            const BiasCorrections found = p.corrected.found[p.corrected.each ? part.index : 0];
+            rule.step_size = static_cast<T>(found.step_size);
+            rule.inverse_root = static_cast<T>(found.inverse_root);
+        }
+    }
     // Arrays that a rule does not use are null, or nobody's business: to look at their alignment costs nothing.
     walk_part(
         part, all_aligned(array.param, array.grad, array.first, array.second, array.third),
-        [&](std::int64_t i) { update_at<vector_values<T>>(array, i, limit, factor, p.rule); },
-        [&](std::int64_t i) { update_at<1>(array, i, limit, factor, p.rule); });
+        [&](std::int64_t i) { update_at<vector_values<T>>(array, i, limit, factor, rule); },
+        [&](std::int64_t i) { update_at<1>(array, i, limit, factor, rule); });
 }
 
 // Calls f(table, first array, first block) for as many arrays as a launch has room for, until all have come.
@@ -247,37 +308,46 @@ void gradient_norm(const GradientNorm<T>& p, const Call& call) {
 }
 
 template <int capacity, class T, class Rule>
-void update_all(const Parameters<T>& list, const Rule& rule, const ClipByNorm& clip, const Call& call) {
-    for_each_table<capacity>(list, [&](const auto& table, std::int64_t, std::int64_t, unsigned blocks) {
-        const UpdateParameters<T, Rule, capacity> p{table, rule, static_cast<T>(list.clip_value), list.factor, clip};
+void update_all(const Parameters<T>& list, const Rule& rule, const ClipByNorm& clip, const Corrected& corrected,
+                const Call& call) {
+    for_each_table<capacity>(list, [&](const auto& table, std::int64_t first, std::int64_t, unsigned blocks) {
+        const Corrected here{corrected.each ? corrected.found + first : corrected.found, corrected.each};
+        const UpdateParameters<T, Rule, capacity> p{table,       rule, static_cast<T>(list.clip_value),
+                                                    list.factor, clip, here};
         launch(&update_arrays<T, Rule, capacity>, grid_of_blocks(blocks), call.stream, p);
     });
 }
 
 // `Step` is one of the optimizers' parameters.
 template <class T, class Step>
-void update_by_rule(const Step& p, const ClipByNorm& clip, const Call& call) {
+void update_by_rule(const Step& p, const ClipByNorm& clip, const Corrected& corrected, const Call& call) {
     with_rule(p, [&](const auto& rule) {
         if (p.list.count <= short_list)
-            update_all<short_list>(p.list, rule, clip, call);
+            update_all<short_list>(p.list, rule, clip, corrected, call);
         else
-            update_all<long_list>(p.list, rule, clip, call);
+            update_all<long_list>(p.list, rule, clip, corrected, call);
     });
 }
 
 template <class T>
 void sgd_step(const SgdStep<T>& p, const ClipByNorm& clip, const Call& call) {
-    update_by_rule<T>(p, clip, call);
+    update_by_rule<T>(p, clip, {}, call);
 }
 
 template <class T>
 void rmsprop_step(const RmspropStep<T>& p, const ClipByNorm& clip, const Call& call) {
-    update_by_rule<T>(p, clip, call);
+    update_by_rule<T>(p, clip, {}, call);
 }
 
 template <class T>
-void adam_step(const AdamStep<T>& p, const ClipByNorm& clip, const Call& call) {
-    update_by_rule<T>(p, clip, call);
+void adam_step(const AdamStep<T>& p, const StepCounters& counters, const ClipByNorm& clip, const Call& call) {
+    if (!counters.counters) return update_by_rule<T>(p, clip, {}, call);
+    const Scratch<BiasCorrections> found(counters.count, call.stream);
+    if (counters.floats)
+        advance_all<float>(p, counters, clip.norm, found, call);
+    else
+        advance_all<std::int64_t>(p, counters, clip.norm, found, call);
+    update_by_rule<T>(p, clip, {found, counters.count > 1}, call);
 }
 
 }  // namespace cuda

@@ -253,7 +253,7 @@ int device_of(const void* memory) {
     return on_device ? attributes.device : -1;
 }
 
-OnDevice::OnDevice(int device) : before_(current_index()), device_(device) {
+OnDevice::OnDevice(int device) : before_(current_index()), device_(device < 0 ? before_ : device) {
     if (device_ != before_) check(cudaSetDevice(device_), "cudaSetDevice");
 }
 

@@ -4,6 +4,8 @@
 
 #include <memory>
 
+#include "../../cuda/api.h"
+
 namespace tbptt::python {
 
 namespace {
@@ -84,6 +86,7 @@ View read_interface(const py::dict& described, py::object holder, const Argument
     view.dtype = type[0] == '>' ? type : name_of_type(type[1], 8 * view.item_bytes);
     const py::tuple data = described["data"];
     view.data = reinterpret_cast<char*>(data[0].cast<std::uintptr_t>());
+    view.read_only = data[1].cast<bool>();
     for (const py::handle extent : py::tuple(described["shape"])) view.extents.push_back(extent.cast<int64_t>());
     if (described.contains("strides") && !described["strides"].is_none()) {
         std::vector<int64_t> strides;
@@ -136,7 +139,7 @@ Stream stream_of(std::uintptr_t handle) { return reinterpret_cast<Stream>(handle
 
 Place read_place(py::handle given) {
     const auto parts = py::reinterpret_borrow<py::tuple>(given);
-    return {parts[0], parts[1], stream_of(parts[2].cast<std::uintptr_t>())};
+    return {parts[0], parts[1], stream_of(parts[2].cast<std::uintptr_t>()), parts[3]};
 }
 
 bool read_exact(py::handle given, const char* op) {
@@ -172,20 +175,25 @@ View DeviceArrays::read(py::handle given, const Argument& argument) const {
     return import_capsule(object, place_.stream, argument);
 }
 
+bool is_usable(const View& view) {
+    return view.contiguous && reinterpret_cast<std::uintptr_t>(view.data) % view.item_bytes == 0;
+}
+
+void DeviceArrays::check_device(const View& view, const Argument& argument) const {
+    if (view.device < 0 || device_ < 0 || view.device == device_) return;
+    argument.value_error("expected an array on device " + std::to_string(device_) + ", as " + like_ +
+                         ", got one on device " + std::to_string(view.device));
+}
+
 View DeviceArrays::check(View view, const char* dtype, Shape shape, const Argument& argument) const {
     if (view.dtype != dtype) argument.type_error(std::string("expected dtype ") + dtype + ", got " + view.dtype);
     check_shape(shape_of(view), shape, argument);
-    if (view.device >= 0 && device_ >= 0 && view.device != device_)
-        argument.value_error("expected an array on device " + std::to_string(device_) + ", as x, got one on device " +
-                             std::to_string(view.device));
-    const auto usable = [](const View& v) {
-        return v.contiguous && reinterpret_cast<std::uintptr_t>(v.data) % v.item_bytes == 0;
-    };
-    if (usable(view)) return view;
+    check_device(view, argument);
+    if (is_usable(view)) return view;
     const py::object copy = place_.contiguous(view.holder);
     if (copy.is_none()) argument.value_error("expected a C-contiguous array, got a strided one");
     view = read(copy, argument);
-    if (!usable(view)) argument.value_error("expected a C-contiguous array, got a strided one");
+    if (!is_usable(view)) argument.value_error("expected a C-contiguous array, got a strided one");
     return view;
 }
 
@@ -196,13 +204,31 @@ Input<std::uint8_t> DeviceArrays::mask(py::handle object, std::initializer_list<
     return {std::move(view.holder), reinterpret_cast<const std::uint8_t*>(view.data)};
 }
 
-View DeviceArrays::made(DType dtype, Shape shape) const {
+View DeviceArrays::made(const ElementType& type, Shape shape, bool of_x) const {
     element_count(extents_of(shape));
     const Argument argument{"empty", "result"};
-    if (place_.empty.is_none()) return read(new_device_array(dtype, shape, device_, place_.stream), argument);
+    if (place_.empty.is_none()) return read(new_device_array(type, shape, device_, place_.stream), argument);
     py::tuple extents(shape.rank);
-    for (int64_t i = 0; i < shape.rank; ++i) extents[i] = shape.extents[i];
-    return check(read(place_.empty(extents), argument), name_of(dtype), shape, argument);
+    for (int64_t i = 0; i < shape.rank; ++i) extents[static_cast<std::size_t>(i)] = shape.extents[i];
+    const py::object array =
+        of_x ? place_.empty(extents) : place_.empty(extents, py::arg("dtype") = place_.library.attr(type.name));
+    return check(read(array, argument), type.name, shape, argument);
+}
+
+DeviceIds::DeviceIds(const DeviceArrays& arrays, py::handle given, const Argument& argument, Stream stream)
+    : given_(arrays.read(given, argument)),
+      count_(given_.size()),
+      wide_(given_.dtype == "int64"),
+      stream_(stream),
+      converted_(wide_ ? 0 : count_, stream) {
+    if (!wide_ && given_.dtype != "int32") argument.type_error("expected dtype int32 or int64, got " + given_.dtype);
+    given_ = arrays.check(given_, wide_ ? "int64" : "int32", shape_of(given_), argument);
+}
+
+const int64_t* DeviceIds::data() const {
+    if (wide_) return reinterpret_cast<const int64_t*>(given_.data);
+    cuda::widen(reinterpret_cast<const std::int32_t*>(given_.data), converted_, count_, {stream_, false});
+    return converted_;
 }
 
 }  // namespace tbptt::python

@@ -20,6 +20,7 @@ struct View {
     int device = -1;  // -1: of no device, or empty
     std::vector<int64_t> extents;
     bool contiguous = true;
+    bool read_only = false;
     bool has_stream = false;  // whoever made it did so on `stream`
     Stream stream = nullptr;
 
@@ -28,11 +29,13 @@ struct View {
 
 inline Shape shape_of(const View& view) { return {view.extents.data(), static_cast<int64_t>(view.extents.size())}; }
 
-// Where a call takes place. `empty(shape)` makes an array of x's dtype on its device, or is None where a DeviceArray has to
-// do; `contiguous(array)` makes a copy by the array's own library, or None where none is known.
+// Where a call takes place. `empty(shape)` makes an array of x's dtype on its device, with `dtype=` one of another, or is None
+// where a DeviceArray has to do; `contiguous(array)` makes a copy by the array's own library, or None where none is known;
+// `library` has the dtypes by their names.
 struct Place {
     py::object empty, contiguous;
     Stream stream;
+    py::object library;
 };
 
 Place read_place(py::handle given);
@@ -45,28 +48,54 @@ Stream stream_of(std::uintptr_t handle);
 
 DType float_dtype(const View& view, const Argument& argument);
 
+// The types of results.
+struct ElementType {
+    const char *name, *interface_name;
+    DlType type;
+};
+template <class T>
+constexpr ElementType element_type{};
+template <>
+inline constexpr ElementType element_type<float>{"float32", "<f4", {dl_float, 32, 1}};
+template <>
+inline constexpr ElementType element_type<double>{"float64", "<f8", {dl_float, 64, 1}};
+template <>
+inline constexpr ElementType element_type<int64_t>{"int64", "<i8", {dl_int, 64, 1}};
+
 // See HostArrays.
 class DeviceArrays {
    public:
     explicit DeviceArrays(const Place& place) : place_(place) {}
 
-    // All arrays checked from here on have to be on this device, that of x.
-    void stay_on(int device) { device_ = device; }
+    // All arrays checked from here on have to be on this device, that of the argument `like`.
+    void stay_on(int device, const char* like = "x") {
+        device_ = device;
+        like_ = like;
+    }
+    int device() const { return device_; }
 
     View read(py::handle object, const Argument& argument) const;
 
     template <class T>
+    Input<T> input(const View& view, std::initializer_list<int64_t> shape, const Argument& argument) const {
+        return input<T>(view, shape_of(shape), argument);
+    }
+    template <class T>
     Input<T> input(const View& view, Shape shape, const Argument& argument) const {
-        View checked = check(view, name_of(dtype_of<T>), shape, argument);
+        View checked = check(view, element_type<T>.name, shape, argument);
         return {std::move(checked.holder), reinterpret_cast<const T*>(checked.data)};
     }
-    template <class T, class Given>
-    Input<T> input(const Given& given, std::initializer_list<int64_t> shape, const Argument& argument) const {
-        return input<T>(as_view(given, argument), shape_of(shape), argument);
+    template <class T>
+    Input<T> input(const View& view, const Extents& shape, const Argument& argument) const {
+        return input<T>(view, shape_of(shape), argument);
     }
-    template <class T, class Given>
-    Input<T> input(const Given& given, const Extents& shape, const Argument& argument) const {
-        return input<T>(as_view(given, argument), shape_of(shape), argument);
+    template <class T>
+    Input<T> input(py::handle object, const Extents& shape, const Argument& argument) const {
+        return input<T>(read(object, argument), shape_of(shape), argument);
+    }
+    template <class T>
+    Input<T> input(py::handle object, std::initializer_list<int64_t> shape, const Argument& argument) const {
+        return input<T>(read(object, argument), shape, argument);
     }
     template <class T>
     Input<T> optional_input(py::handle object, std::initializer_list<int64_t> shape, const Argument& argument) const {
@@ -75,9 +104,17 @@ class DeviceArrays {
     Input<std::uint8_t> mask(py::handle object, std::initializer_list<int64_t> shape, const Argument& argument) const;
 
     template <class T>
-    Made<T> make(Shape shape) const {
-        View view = made(dtype_of<T>, shape);
-        return {std::move(view.holder), reinterpret_cast<T*>(view.data)};
+    Made<T> make(std::initializer_list<int64_t> shape) const {
+        return made_as<T>(shape_of(shape), true);
+    }
+    // Of x's dtype; or of another than x's.
+    template <class T>
+    Made<T> make(const Extents& shape) const {
+        return made_as<T>(shape_of(shape), true);
+    }
+    template <class T>
+    Made<T> make_other(const Extents& shape) const {
+        return made_as<T>(shape_of(shape), false);
     }
     template <class T>
     Made<T> make(std::initializer_list<int64_t> shape) const {
@@ -88,22 +125,73 @@ class DeviceArrays {
         return make<T>(shape_of(shape));
     }
 
-   private:
-    static View as_view(View view, const Argument&) { return view; }
-    View as_view(py::handle object, const Argument& argument) const { return read(object, argument); }
+    // What is neither contiguous nor aligned is copied by its own library.
     View check(View view, const char* dtype, Shape shape, const Argument& argument) const;
-    View made(DType dtype, Shape shape) const;
+    void check_device(const View& view, const Argument& argument) const;
+
+   private:
+    template <class T>
+    Made<T> made_as(Shape shape, bool of_x) const {
+        View view = made(element_type<T>, shape, of_x);
+        return {std::move(view.holder), reinterpret_cast<T*>(view.data)};
+    }
+    View made(const ElementType& type, Shape shape, bool of_x) const;
 
     const Place& place_;
     int device_ = -1;
+    const char* like_ = "x";
 };
 
-py::object new_device_array(DType dtype, Shape shape, int device, Stream stream);
+// A call that takes place on the device of its first array, of float32 or float64.
+struct DeviceCall {
+    DeviceCall(py::handle place_given, py::handle first_given, const Argument& argument)
+        : place(read_place(place_given)),
+          arrays(place),
+          first(arrays.read(first_given, argument)),
+          dtype(float_dtype(first, argument)),
+          here(first.device) {
+        arrays.stay_on(first.device, argument.name);
+    }
+    cuda::Call call() const { return {place.stream, false}; }
+
+    Place place;
+    DeviceArrays arrays;
+    View first;
+    DType dtype;
+    cuda::OnDevice here;
+};
+
+// Whether kernels can use the array as it is.
+bool is_usable(const View& view);
+
+// Integers of dtype int32 or int64, as int64; see Ids. The values are not looked at.
+class DeviceIds {
+   public:
+    DeviceIds(const DeviceArrays& arrays, py::handle given, const Argument& argument, Stream stream);
+
+    const Extents& extents() const { return given_.extents; }
+    int64_t count() const { return count_; }
+    // Puts their conversion on the stream where they are int32.
+    const int64_t* data() const;
+
+   private:
+    View given_;
+    int64_t count_;
+    bool wide_;
+    Stream stream_;
+    cuda::Scratch<int64_t> converted_;
+};
+
+py::object new_device_array(const ElementType& type, Shape shape, int device, Stream stream);
 
 void register_cuda_runtime(py::module_& module);
 void register_device_array(py::module_& module);
 void register_cuda_convolution(py::module_& module);
 void register_cuda_recurrent(py::module_& module);
+void register_cuda_layers(py::module_& module);
+void register_cuda_losses(py::module_& module);
+void register_cuda_optimizers(py::module_& module);
+void register_cuda_pooling(py::module_& module);
 #ifdef TBPTT_EMULATED
 void register_emulator(py::module_& module);
 #endif

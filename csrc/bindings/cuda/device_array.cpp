@@ -36,11 +36,11 @@ class Memory {
 struct DeviceArray {
     std::shared_ptr<Memory> memory;
     std::vector<int64_t> extents;
-    DType dtype;
+    ElementType type;
     int device;
     Stream stream;
 
-    int64_t item_bytes() const { return dtype == DType::float32 ? 4 : 8; }
+    int64_t item_bytes() const { return type.type.bits / 8; }
     int64_t nbytes() const {
         int64_t bytes = item_bytes();
         for (const int64_t extent : extents) bytes *= extent;
@@ -53,8 +53,8 @@ struct DeviceArray {
     }
 };
 
-DeviceArray make_array(DType dtype, std::vector<int64_t> extents, int device, Stream stream) {
-    DeviceArray array{nullptr, std::move(extents), dtype, device, stream};
+DeviceArray make_array(const ElementType& type, std::vector<int64_t> extents, int device, Stream stream) {
+    DeviceArray array{nullptr, std::move(extents), type, device, stream};
     array.memory = std::make_shared<Memory>(static_cast<std::size_t>(array.nbytes()), stream, device);
     return array;
 }
@@ -67,7 +67,7 @@ std::uintptr_t handle_of(Stream stream) {
 py::dict array_interface(const DeviceArray& array) {
     py::dict described;
     described["shape"] = array.shape();
-    described["typestr"] = array.dtype == DType::float32 ? "<f4" : "<f8";
+    described["typestr"] = array.type.interface_name;
     described["data"] = py::make_tuple(reinterpret_cast<std::uintptr_t>(array.memory->data()), false);
     described["strides"] = py::none();
     described["stream"] = handle_of(array.stream);
@@ -102,7 +102,7 @@ py::capsule export_array(const DeviceArray& array, py::handle stream, py::handle
     tensor.data = array.memory->data();
     tensor.device = {device_type(), array.device};
     tensor.rank = static_cast<std::int32_t>(array.extents.size());
-    tensor.dtype = {dl_float, static_cast<std::uint8_t>(8 * array.item_bytes()), 1};
+    tensor.dtype = array.type.type;
     tensor.shape = exported->extents.data();
     exported->managed.owner = exported.get();
     exported->managed.release = [](DlManaged* self) { delete static_cast<Exported*>(self->owner); };
@@ -118,13 +118,13 @@ py::capsule export_array(const DeviceArray& array, py::handle stream, py::handle
 
 std::string describe(const DeviceArray& array) {
     return "<DeviceArray " + format_shape({array.extents.data(), static_cast<int64_t>(array.extents.size())}) + ", " +
-           name_of(array.dtype) + ", device " + std::to_string(array.device) + ">";
+           array.type.name + ", device " + std::to_string(array.device) + ">";
 }
 
 }  // namespace
 
-py::object new_device_array(DType dtype, Shape shape, int device, Stream stream) {
-    return py::cast(make_array(dtype, {shape.extents, shape.extents + shape.rank}, device, stream));
+py::object new_device_array(const ElementType& type, Shape shape, int device, Stream stream) {
+    return py::cast(make_array(type, {shape.extents, shape.extents + shape.rank}, device, stream));
 }
 
 void register_device_array(py::module_& module) {
@@ -132,7 +132,7 @@ void register_device_array(py::module_& module) {
                                   "An array in a device's memory, for other libraries to read.");
     array.def_property_readonly("shape", &DeviceArray::shape, "The extents.")
         .def_property_readonly(
-            "dtype", [](const DeviceArray& self) { return name_of(self.dtype); }, "The dtype's name.")
+            "dtype", [](const DeviceArray& self) { return self.type.name; }, "The dtype's name.")
         .def_readonly("device", &DeviceArray::device, "The device's number.")
         .def_property_readonly("nbytes", &DeviceArray::nbytes, "The size in bytes.")
         .def_property_readonly("__cuda_array_interface__", &array_interface)

@@ -16,7 +16,8 @@ chips without TF32 (before Ampere) always use "highest".
 `stream` is None for the stream that x's library currently uses on its device, or a stream: an
 integer handle, or an object of PyTorch, CuPy or another library with `__cuda_stream__`. Calls put
 their work there and return; nothing waits for the device, so that everything can be captured in a
-graph. Results have the same bits from run to run on one kind of device.
+graph. Results have the same bits from run to run on one kind of device. What only the values tell,
+an id or a target that is none, is not looked at: it gives NaN.
 
 Without kernels or a device, `is_available()` is False, `why_not()` says why, and all functions
 raise a RuntimeError with that sentence. `tbptt_fast.torch` uses these kernels for tensors on
@@ -34,7 +35,27 @@ from ._convolution import (
     conv_transpose2d,
     conv_transpose2d_backward,
 )
+from ._layers import (
+    embedding,
+    embedding_backward,
+    hinge_loss,
+    huber_loss,
+    l1_loss,
+    mse_loss,
+    softmax,
+    softmax_backward,
+    softmax_cross_entropy,
+)
 from ._module import why_not
+from ._optim import adam_step, global_norm, rmsprop_step, sgd_step
+from ._pooling import (
+    avg_pool2d,
+    avg_pool2d_backward,
+    global_avg_pool2d,
+    global_avg_pool2d_backward,
+    max_pool2d,
+    max_pool2d_backward,
+)
 from ._recurrent import (
     Precision,
     gru_backward,
@@ -49,6 +70,9 @@ __all__ = [
     "ConvGrads",
     "Precision",
     "RecurrentGrads",
+    "adam_step",
+    "avg_pool2d",
+    "avg_pool2d_backward",
     "build_info",
     "conv1d",
     "conv1d_backward",
@@ -57,14 +81,30 @@ __all__ = [
     "conv_transpose2d",
     "conv_transpose2d_backward",
     "devices",
+    "embedding",
+    "embedding_backward",
     "empty_cache",
+    "global_avg_pool2d",
+    "global_avg_pool2d_backward",
+    "global_norm",
     "gru_backward",
     "gru_forward",
+    "hinge_loss",
+    "huber_loss",
     "is_available",
+    "l1_loss",
     "lstm_backward",
     "lstm_forward",
+    "max_pool2d",
+    "max_pool2d_backward",
+    "mse_loss",
+    "rmsprop_step",
     "rnn_backward",
     "rnn_forward",
+    "sgd_step",
+    "softmax",
+    "softmax_backward",
+    "softmax_cross_entropy",
     "why_not",
 ]
 

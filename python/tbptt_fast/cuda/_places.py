@@ -1,8 +1,9 @@
 """Where a call takes place: results are made by the library of `x`, on the stream it uses.
 
-A place is the tuple (empty, contiguous, stream) that the native module reads: `empty(shape)` makes
-an array of x's dtype on its device, or is None where no library is known; `contiguous(array)`
-copies an array into the order of its axes, or returns None where it is of no known library.
+A place is the tuple (empty, contiguous, stream, library) that the native module reads:
+`empty(shape)` makes an array of x's dtype on its device, with `dtype=` one of another, or is None
+where no library is known; `contiguous(array)` copies an array into the order of its axes, or
+returns None where it is of no known library; `library` has the dtypes by their names.
 """
 
 from __future__ import annotations
@@ -15,15 +16,15 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-Place: TypeAlias = tuple[Callable[[tuple[int, ...]], Any] | None, Callable[[Any], Any], int]
+Place: TypeAlias = tuple[Callable[..., Any] | None, Callable[[Any], Any], int, Any]
 
 LEGACY_DEFAULT = 1  # the default stream of all threads, as the array interface counts
 
 
 def place_of(x: Any, stream: Any = None, otherwise: int = LEGACY_DEFAULT) -> Place:
     """The place of a call whose first array is `x`; `otherwise` is the stream of unknown arrays."""
-    empty, current = _library_of(x, otherwise)
-    return empty, contiguous, current() if stream is None else read_stream(stream)
+    empty, current, library = _library_of(x, otherwise)
+    return empty, contiguous, current() if stream is None else read_stream(stream), library
 
 
 def read_stream(stream: Any) -> int:
@@ -45,17 +46,18 @@ def read_stream(stream: Any) -> int:
         raise TypeError(f"stream: expected None, an integer or a stream, got {kind}") from None
 
 
-def _library_of(x: Any, otherwise: int) -> tuple[Any, Callable[[], int]]:
-    """`empty` for the array, and what tells its library's current stream."""
+def _library_of(x: Any, otherwise: int) -> tuple[Any, Callable[[], int], Any]:
+    """`empty` for the array, what tells its library's current stream, and the library."""
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(x, torch.Tensor):
-        return x.new_empty, partial(torch_stream, torch, x)
+        return x.new_empty, partial(torch_stream, torch, x), torch
     if isinstance(x, np.ndarray):  # of the emulated device; others refuse it
-        return partial(host_empty, dtype=x.dtype), lambda: 0
+        return partial(host_empty, dtype=x.dtype), lambda: 0, np
     cupy = sys.modules.get("cupy")
     if cupy is not None and isinstance(x, cupy.ndarray):
-        return partial(_cupy_empty, cupy, x), lambda: int(cupy.cuda.get_current_stream().ptr)
-    return None, partial(_interface_stream, x, otherwise)
+        current = cupy.cuda.get_current_stream
+        return partial(_cupy_empty, cupy, x), lambda: int(current().ptr), cupy
+    return None, partial(_interface_stream, x, otherwise), None
 
 
 host_empty: Callable[..., Any] = np.empty
@@ -71,9 +73,9 @@ def torch_stream(torch: Any, x: Any) -> int:
     return int(torch.cuda.current_stream(x.device).cuda_stream)
 
 
-def _cupy_empty(cupy: Any, x: Any, shape: tuple[int, ...]) -> Any:
+def _cupy_empty(cupy: Any, x: Any, shape: tuple[int, ...], dtype: Any = None) -> Any:
     with x.device:
-        return cupy.empty(shape, x.dtype)
+        return cupy.empty(shape, x.dtype if dtype is None else dtype)
 
 
 def _interface_stream(x: Any, otherwise: int) -> int:

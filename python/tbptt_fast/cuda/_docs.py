@@ -1,0 +1,58 @@
+"""Docstrings of functions that are those of `tbptt_fast` on another device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from .. import ops
+
+_TEXT = """`tbptt_fast.{name}` on arrays in a device's memory.
+
+    Args:
+        {args}
+        stream: see `tbptt_fast.cuda`.
+        All other arguments and their meaning are those of `tbptt_fast.{name}`.
+
+    Returns:
+        {returns}
+        The work may still be going on; nothing waits for it but the stream.
+
+    Raises:
+        TypeError, ValueError: a wrong dtype, an array elsewhere than on {first}'s device; a wrong
+            shape, option or value; a strided array of a library that is not known here.{raises}
+        RuntimeError: the kernels cannot run here (`why_not`), or CUDA reports an error.
+        MemoryError: the device has too little memory.
+{source}
+    >>> from tbptt_fast import cuda
+    >>> if cuda.is_available():
+    ...     import torch
+{example}
+    """
+
+
+def describe(
+    function: Callable[..., Any],
+    *,
+    first: str,
+    args: str,
+    returns: str,
+    example: str,
+    raises: str = "",
+) -> None:
+    """Write the docstring of `function`, whose place is that of the argument `first`."""
+    name = function.__name__
+    original = getattr(ops, name).__doc__
+    source = ""
+    if "Source:" in original:
+        begin = original.index("Source:")
+        source = f"\n    {original[begin : original.index('>>>', begin)].strip()}\n"
+    function.__doc__ = _TEXT.format(
+        name=name,
+        first=first,
+        args=args,
+        returns=returns,
+        raises=f"\n            {raises}" if raises else "",
+        source=source,
+        example="\n".join(f"    ...     {line}" for line in example.splitlines()),
+    )

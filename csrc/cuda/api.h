@@ -108,7 +108,7 @@ void widen(const std::int32_t* from, std::int64_t* to, std::int64_t count, const
 template <class T>
 void embedding_forward(const EmbeddingForward<T>& p, std::int64_t embeddings, const Call& call);
 
-// Fewer than 2^31 rows. An id outside makes all of grad_w NaN.
+// At most 2^31 - 4096 rows, so that places behind the last one are numbers, too. An id outside makes all of grad_w NaN.
 template <class T>
 void embedding_backward(const EmbeddingBackward<T>& p, const Call& call);
 

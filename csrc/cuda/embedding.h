@@ -216,6 +216,7 @@ __global__ void __launch_bounds__(256) find_starts(const FindStarts<Position> p)
 }
 
 constexpr int short_run = 128;  // gradients that one team adds up
+constexpr int chunk = 1024;     // places in the order of the ids that a block adds up, where all have one id
 
 template <class T>
 struct EmbeddingSums {
@@ -223,22 +224,60 @@ struct EmbeddingSums {
     const int* order;
     const int* starts;
     int team;  // threads of a row: a power of two up to 32
+    T* parts;  // [rows / chunk, width]: the sums of the chunks of one id
 };
 
-// The gradients at every `step`-th place from `begin` on.
+// Adds to `sum` the gradients at every `step`-th place from `begin` on.
 template <int L, class T>
-TBPTT_DEVICE Vector<T, L> add_run(const EmbeddingSums<T>& p, int begin, int end, int step, std::int64_t column) {
-    Vector<T, L> sum{};
+TBPTT_DEVICE void add_run(const EmbeddingSums<T>& p, int begin, int end, int step, std::int64_t column,
+                          Vector<T, L>& sum) {
 #pragma unroll 4
     for (int i = begin; i < end; i += step) {
         const auto grad = load_vector<L>(p.p.grad_y + p.order[i] * p.p.width + column);
 #pragma unroll
         for (int k = 0; k < L; ++k) sum.value[k] += grad.value[k];
     }
-    return sum;
 }
 
-// A team for each row of the table; for those with many gradients all teams of the block, one after the other.
+// The block's teams add up by themselves, add(column, sum), and then together, to [width].
+template <int L, class T, class Add>
+TBPTT_DEVICE void add_by_teams(const EmbeddingSums<T>& p, T* to, Add add) {
+    const int team = static_cast<int>(threadIdx.x) / p.team, lane = static_cast<int>(threadIdx.x) % p.team;
+    const int teams = static_cast<int>(embedding_threads) / p.team;
+    auto* const sums = shared_memory<Vector<T, L>>();
+    for (std::int64_t base = 0; base < p.p.width; base += p.team * L) {
+        const std::int64_t column = base + lane * L;
+        if (column < p.p.width) {
+            Vector<T, L> sum{};
+            add(column, sum);
+            sums[threadIdx.x] = sum;
+        }
+        __syncthreads();
+        if (team == 0 && column < p.p.width) {
+            Vector<T, L> sum = sums[lane];
+            for (int t = 1; t < teams; ++t)
+#pragma unroll
+                for (int k = 0; k < L; ++k) sum.value[k] += sums[t * p.team + lane].value[k];
+            store_vector(to + column, sum);
+        }
+        __syncthreads();
+    }
+}
+
+// A block for each whole chunk, so that an id that comes often keeps many of them busy.
+template <class T, int L>
+__global__ void __launch_bounds__(embedding_threads) add_chunks(const EmbeddingSums<T> p) {
+    const int begin = static_cast<int>(blockIdx.x) * chunk, end = begin + chunk;
+    const std::int64_t id = sort_key(p.p.ids, p.p.embeddings, p.order[begin]);
+    if (id != sort_key(p.p.ids, p.p.embeddings, p.order[end - 1]) || id == p.p.embeddings) return;
+    const int team = static_cast<int>(threadIdx.x) / p.team, teams = static_cast<int>(embedding_threads) / p.team;
+    add_by_teams<L>(p, p.parts + blockIdx.x * p.p.width, [&](std::int64_t column, Vector<T, L>& sum) {
+        add_run<L>(p, begin + team, end, teams, column, sum);
+    });
+}
+
+// A team for each row of the table; for those with many gradients all teams of the block, one after the other: over what is
+// not in whole chunks, and over the sums of the chunks.
 template <class T, int L>
 __global__ void __launch_bounds__(embedding_threads) add_gradients(const EmbeddingSums<T> p) {
     const int team = static_cast<int>(threadIdx.x) / p.team, lane = static_cast<int>(threadIdx.x) % p.team;
@@ -251,30 +290,28 @@ __global__ void __launch_bounds__(embedding_threads) add_gradients(const Embeddi
         for (std::int64_t column = lane * L; column < width && (end - begin <= short_run || broken);
              column += p.team * L) {
             Vector<T, L> sum{};
-            if (!broken) sum = add_run<L>(p, begin, end, 1, column);
+            if (!broken) add_run<L>(p, begin, end, 1, column, sum);
 #pragma unroll
             for (int k = 0; k < L; ++k) sum.value[k] = broken ? not_a_number<T>() : sum.value[k];
             store_vector(p.p.grad_w + mine * width + column, sum);
         }
     }
     if (broken) return;
-    auto* const sums = shared_memory<Vector<T, L>>();
     for (int row = 0; row < teams && first + row < p.p.embeddings; ++row) {
         const int begin = p.starts[first + row], end = p.starts[first + row + 1];
         if (end - begin <= short_run) continue;
-        for (std::int64_t base = 0; base < width; base += p.team * L) {
-            const std::int64_t column = base + lane * L;
-            if (column < width) sums[threadIdx.x] = add_run<L>(p, begin + team, end, teams, column);
-            __syncthreads();
-            if (team == 0 && column < width) {
-                Vector<T, L> sum = sums[lane];
-                for (int t = 1; t < teams; ++t)
+        const int first_chunk = begin / chunk + (begin % chunk != 0), past_chunk = end / chunk;
+        const bool chunked = first_chunk < past_chunk;
+        const int before = chunked ? first_chunk * chunk : end, behind = chunked ? past_chunk * chunk : end;
+        add_by_teams<L>(p, p.p.grad_w + (first + row) * width, [&](std::int64_t column, Vector<T, L>& sum) {
+            add_run<L>(p, begin + team, before, teams, column, sum);
+            for (int c = first_chunk + team; c < past_chunk; c += teams) {
+                const auto part = load_vector<L>(p.parts + c * width + column);
 #pragma unroll
-                    for (int k = 0; k < L; ++k) sum.value[k] += sums[t * p.team + lane].value[k];
-                store_vector(p.p.grad_w + (first + row) * width + column, sum);
+                for (int k = 0; k < L; ++k) sum.value[k] += part.value[k];
             }
-            __syncthreads();
-        }
+            add_run<L>(p, behind + team, end, teams, column, sum);
+        });
     }
 }
 
@@ -307,12 +344,17 @@ void embedding_backward(const EmbeddingBackward<T>& p, const Call& call) {
 
     constexpr int L = vector_values<T>;
     const bool by_vectors = p.width % L == 0 && all_aligned(p.grad_y, p.grad_w);
-    EmbeddingSums<T> sums{p, pass.to, starts, 1};
+    const std::int64_t chunks = p.rows / chunk;
+    const Scratch<T> parts(chunks * p.width, call.stream);
+    EmbeddingSums<T> sums{p, pass.to, starts, 1, parts};
     while (sums.team < warp_size && sums.team * (by_vectors ? L : 1) < p.width) sums.team *= 2;
     Grid grid;
     grid.threads = embedding_threads;
     grid.x = static_cast<unsigned>(divide_up(p.embeddings * sums.team, embedding_threads));
     grid.shared_bytes = embedding_threads * 16;
+    Grid by_chunks = grid;
+    by_chunks.x = static_cast<unsigned>(chunks);
+    launch(by_vectors ? &add_chunks<T, L> : &add_chunks<T, 1>, by_chunks, call.stream, sums);
     launch(by_vectors ? &add_gradients<T, L> : &add_gradients<T, 1>, grid, call.stream, sums);
 }
 

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "../../cuda/machine.h"
+#include "../arguments.h"
 #include "../dlpack.h"
 #include "../host_arrays.h"
 
@@ -77,25 +78,17 @@ class DeviceArrays {
     View read(py::handle object, const Argument& argument) const;
 
     template <class T>
-    Input<T> input(const View& view, std::initializer_list<int64_t> shape, const Argument& argument) const {
-        return input<T>(view, shape_of(shape), argument);
-    }
-    template <class T>
     Input<T> input(const View& view, Shape shape, const Argument& argument) const {
-        View checked = check(view, element_type<T>.name, shape, argument);
+        View checked = check(view, name_of(dtype_of<T>), shape, argument);
         return {std::move(checked.holder), reinterpret_cast<const T*>(checked.data)};
     }
-    template <class T>
-    Input<T> input(const View& view, const Extents& shape, const Argument& argument) const {
-        return input<T>(view, shape_of(shape), argument);
+    template <class T, class Given>
+    Input<T> input(const Given& given, std::initializer_list<int64_t> shape, const Argument& argument) const {
+        return input<T>(as_view(given, argument), shape_of(shape), argument);
     }
-    template <class T>
-    Input<T> input(py::handle object, const Extents& shape, const Argument& argument) const {
-        return input<T>(read(object, argument), shape_of(shape), argument);
-    }
-    template <class T>
-    Input<T> input(py::handle object, std::initializer_list<int64_t> shape, const Argument& argument) const {
-        return input<T>(read(object, argument), shape, argument);
+    template <class T, class Given>
+    Input<T> input(const Given& given, const Extents& shape, const Argument& argument) const {
+        return input<T>(as_view(given, argument), shape_of(shape), argument);
     }
     template <class T>
     Input<T> optional_input(py::handle object, std::initializer_list<int64_t> shape, const Argument& argument) const {
@@ -104,25 +97,21 @@ class DeviceArrays {
     Input<std::uint8_t> mask(py::handle object, std::initializer_list<int64_t> shape, const Argument& argument) const;
 
     template <class T>
-    Made<T> make(std::initializer_list<int64_t> shape) const {
-        return made_as<T>(shape_of(shape), true);
+    Made<T> make(Shape shape) const {
+        return made_as<T>(shape, true);
     }
-    // Of x's dtype; or of another than x's.
+    template <class T>
+    Made<T> make(std::initializer_list<int64_t> shape) const {
+        return make<T>(shape_of(shape));
+    }
     template <class T>
     Made<T> make(const Extents& shape) const {
-        return made_as<T>(shape_of(shape), true);
+        return make<T>(shape_of(shape));
     }
+    // Of another dtype than x's.
     template <class T>
     Made<T> make_other(const Extents& shape) const {
         return made_as<T>(shape_of(shape), false);
-    }
-    template <class T>
-    Made<T> make(std::initializer_list<int64_t> shape) const {
-        return make<T>(shape_of(shape));
-    }
-    template <class T>
-    Made<T> make(const Extents& shape) const {
-        return make<T>(shape_of(shape));
     }
 
     // What is neither contiguous nor aligned is copied by its own library.
@@ -130,6 +119,8 @@ class DeviceArrays {
     void check_device(const View& view, const Argument& argument) const;
 
    private:
+    static View as_view(View view, const Argument&) { return view; }
+    View as_view(py::handle object, const Argument& argument) const { return read(object, argument); }
     template <class T>
     Made<T> made_as(Shape shape, bool of_x) const {
         View view = made(element_type<T>, shape, of_x);

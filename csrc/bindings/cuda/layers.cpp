@@ -70,8 +70,8 @@ py::object embedding_backward(py::handle place, py::handle grad_out, py::handle 
     const DeviceIds ids(c.arrays, ids_given, {op, "ids"}, c.place.stream);
     const RowShape shape = read_rows(shape_of(c.first), {op, "grad_out"});
     check_extents(ids.extents(), shape.leading, {op, "ids"});
-    if (ids.count() > int_values)
-        Argument{op, "ids"}.value_error("expected less than 2**31 ids, got shape " +
+    if (ids.count() > int_values - 4095)
+        Argument{op, "ids"}.value_error("expected at most 2**31 - 4096 ids, got shape " +
                                         format_shape(shape_of(ids.extents())));
     return with_dtype(c.dtype, [&](auto zero) {
         using T = decltype(zero);

@@ -122,7 +122,7 @@ def _describe() -> None:
     describe(
         embedding_backward,
         first="grad_out",
-        args="grad_out: [..., D].\n        ids: [...], int32 or int64, less than 2**31 of them.",
+        args="grad_out: [..., D].\n        ids: [...], int32 or int64, at most 2**31 - 4096 of them.",
         returns="[N, D], by grad_out's library; NaN throughout where an id is not in [0, N).",
         example="grad, ids = torch.ones(3, 2, device='cuda'), torch.ones(3, device='cuda')\n"
         "grad_w = cuda.embedding_backward(grad, ids.long(), 2)\n"

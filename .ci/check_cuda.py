@@ -18,6 +18,8 @@ HOT = (
     "cluster_forward",
     "cluster_backward",
     "multiply_matrices",
+    "correlate",
+    "depthwise",
 )
 
 # Those that have to be there in bfloat16, too.

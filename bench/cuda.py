@@ -1,6 +1,6 @@
-"""Recurrent layers on a GPU: `tbptt_fast.torch` against PyTorch's own (cuDNN).
+"""Layers on a GPU: `tbptt_fast.torch` against PyTorch's own (cuDNN).
 
-Both are in TF32, or both in bfloat16. Every side is a module from `module(x)` to the gradients of
+Both are in TF32, or both in bfloat16, convolutions in TF32. Every side is a module from `module(x)` to the gradients of
 x and all parameters. Errors against PyTorch's float64 layer, on the same numbers, come first: ours
 may be at most four times cuDNN's. Times are medians of rounds in which the sides take turns, by
 CUDA events; floors count bytes and operations at the bandwidth and the dtype's peak of the run.
@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from statistics import geometric_mean
 from typing import Any
 
 from tbptt_fast import cuda
 
+from .conv_shapes import RESNET_50, Convolution
 from .options import Options, progress
 from .report import Section, times
 from .timing import Spread
@@ -39,6 +41,7 @@ def run(options: Options) -> list[Section]:
     if not torch.cuda.is_available():
         raise SystemExit("bench cuda needs a PyTorch that sees the GPU")
     torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.benchmark = True  # its fastest algorithms
     torch.backends.cuda.matmul.allow_tf32 = True
     limits = measure_limits(torch)
     progress(
@@ -50,6 +53,7 @@ def run(options: Options) -> list[Section]:
         whole_sequences(torch, options, limits, "bfloat16"),
         chunks(torch, options),
         resets(torch, options),
+        convolutions(torch, options, limits),
         overhead(torch, options),
     ]
 
@@ -129,6 +133,40 @@ def both_ways(torch: Any, module: Any, x: Any, grad: Any, **options: Any) -> Cal
     return call
 
 
+def convolution_sides(torch: Any, shape: Convolution) -> tuple[dict[str, Call], Call]:
+    """Forward and backward pass of our layer and PyTorch's, and PyTorch's in float64."""
+    import tbptt_fast.torch as ours
+
+    torch.manual_seed(0)
+    sizes = (shape.inputs, shape.outputs, shape.kernel)
+    theirs, mine, exact = (
+        kind(*sizes, **shape.options).cuda()
+        for kind in (torch.nn.Conv2d, ours.Conv2d, torch.nn.Conv2d)
+    )
+    mine.load_state_dict(theirs.state_dict())
+    exact.load_state_dict(theirs.state_dict())
+    if (reason := mine.missing_kernel()) is not None:
+        raise SystemExit(f"bench cuda: {reason}")
+    last = shape.layout == "NHWC"
+    order = torch.channels_last if last else torch.contiguous_format
+    theirs.to(memory_format=order)  # type: ignore[call-overload]
+    images = [shape.batch, shape.inputs, shape.size, shape.size]
+    results = [shape.batch, shape.outputs, shape.out_size, shape.out_size]
+    x, grad = (torch.randn(s, device="cuda").to(memory_format=order) for s in (images, results))
+
+    def call_of(module: Any, x: Any, grad: Any) -> Call:
+        leaves = [x.requires_grad_(), *module.parameters()]
+
+        def call() -> list[Any]:
+            out = module(x)
+            return [out.detach(), *torch.autograd.grad(out, leaves, grad)]
+
+        return call
+
+    sides = {"ours": call_of(mine, x, grad), "cuDNN": call_of(theirs, x, grad)}
+    return sides, call_of(exact.double(), x.detach().double(), grad.double())
+
+
 def in_chunks(torch: Any, module: Any, x: Any, grad: Any) -> Call:
     """The usual chunked TBPTT: a call for each chunk, the state detached, gradients added up."""
     parts = [part.detach().requires_grad_() for part in x.detach().split(CHUNK)]
@@ -199,6 +237,15 @@ def floor_milliseconds(
     values = steps * batch * size * (2 * kept + 6) + 4 * gates * size * size
     nbytes = values * (2 if dtype == "bfloat16" else 4)
     return max(operations / limits[dtype] / 1e9, nbytes / limits["gbs"] / 1e6)
+
+
+def convolution_floor(shape: Convolution, limits: dict[str, float]) -> float:
+    """As `floor_milliseconds`: each of the three passes reads two of x, y and w and writes one."""
+    images = shape.batch * shape.inputs * shape.size**2
+    results = shape.batch * shape.outputs * shape.out_size**2
+    weights = shape.outputs * (shape.inputs // shape.groups) * shape.kernel**2
+    values = 3 * (images + results + weights)
+    return max(3 * shape.flops / limits["float32"] / 1e9, 4 * values / limits["gbs"] / 1e6)
 
 
 # --- Sections -----------------------------------------------------------------------------------
@@ -320,6 +367,35 @@ def resets(torch: Any, options: Options) -> Section:
             verify(label, sides["ours"](), sides["cuDNN"](), exact)
             found = alternate(torch, sides, options.rounds)
             add(section, [cell.upper(), f"{steps}, {batch}, {size}"], found, None, None)
+    return section
+
+
+def convolutions(torch: Any, options: Options, limits: dict[str, float]) -> Section:
+    section = Section(
+        title="Convolutions of ResNet-50 on a GPU, forward + backward, TF32",
+        columns=[
+            "N, C, size², K, R/stride",
+            "layout",
+            "ours ms",
+            "cuDNN ms",
+            "floor ms",
+            "error",
+            "vs cuDNN",
+        ],
+        note="cuDNN with the algorithms that its search found; error: ours in units of cuDNN's.",
+    )
+    for layout in ("NCHW", "NHWC"):
+        ratios = []
+        for plain in RESNET_50[:3] if options.quick else RESNET_50:
+            shape = replace(plain, layout=layout)
+            sides, exact = convolution_sides(torch, shape)
+            error = verify(f"{shape.name}, {layout}", sides["ours"](), sides["cuDNN"](), exact())
+            found = alternate(torch, sides, options.rounds)
+            floor = convolution_floor(shape, limits)
+            add(section, [shape.name, layout], found, floor, error)
+            ratios.append(ratio(found, "cuDNN").median)
+        summary = f"{geometric_mean(ratios):.2f}; {min(ratios):.2f}"
+        section.rows.append(["geometric mean; least", layout, "", "", "", "", summary])
     return section
 
 

@@ -128,7 +128,7 @@ def test_precision_is_torchs() -> None:
     try:
         for allowed, precision in ((True, "tf32"), (False, "highest")):
             torch.backends.cudnn.allow_tf32 = allowed
-            assert recurrent_ops.cuda_precision() == precision
+            assert _bridge.cuda_precision("rnn") == _bridge.cuda_precision("conv") == precision
     finally:
         torch.backends.cudnn.allow_tf32 = before
 

@@ -145,6 +145,14 @@ Place read_place(py::handle given) {
     return {parts[0], parts[1], stream_of(parts[2].cast<std::uintptr_t>()), parts[3]};
 }
 
+bool read_exact(py::handle given, const char* op) {
+    const Argument argument{op, "precision"};
+    if (!py::isinstance<py::str>(given)) argument.type_error("expected 'tf32' or 'highest', got " + type_name(given));
+    const std::string name = py::str(given);
+    if (name != "tf32" && name != "highest") argument.value_error("expected 'tf32' or 'highest', got '" + name + "'");
+    return name == "highest";
+}
+
 DType float_dtype(const View& view, const Argument& argument) {
     for (const DType dtype : {DType::float32, DType::float64})
         if (view.dtype == name_of(dtype)) return dtype;

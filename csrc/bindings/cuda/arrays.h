@@ -7,7 +7,7 @@
 #include "../../cuda/machine.h"
 #include "../arguments.h"
 #include "../dlpack.h"
-#include "../recurrent_arguments.h"
+#include "../host_arrays.h"
 
 namespace tbptt::python {
 
@@ -50,6 +50,9 @@ struct Place {
 };
 
 Place read_place(py::handle given);
+
+// Whether `precision` asks for full float32.
+bool read_exact(py::handle given, const char* op);
 
 // 0, 1 and 2 are the default streams: 0 and 1 that of all threads, 2 that of this thread.
 Stream stream_of(std::uintptr_t handle);
@@ -188,6 +191,7 @@ py::object new_device_array(const ElementType& type, Shape shape, int device, St
 
 void register_cuda_runtime(py::module_& module);
 void register_device_array(py::module_& module);
+void register_cuda_convolution(py::module_& module);
 void register_cuda_recurrent(py::module_& module);
 void register_cuda_layers(py::module_& module);
 void register_cuda_losses(py::module_& module);

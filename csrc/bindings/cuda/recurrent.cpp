@@ -1,5 +1,6 @@
 // The recurrent layers on a device: rnn, gru and lstm, forward and backward.
 #include "../../cuda/api.h"
+#include "../recurrent_arguments.h"
 #include "arrays.h"
 
 namespace tbptt::python {
@@ -58,14 +59,6 @@ DeviceTape tape_of(const RecurrentShape& shape, int device, Stream stream, const
             saved.array,
             saved.data,
             static_cast<std::size_t>(saved_size(shape)) * sizeof(T)};
-}
-
-bool read_exact(py::handle given, const char* op) {
-    const Argument argument{op, "precision"};
-    if (!py::isinstance<py::str>(given)) argument.type_error("expected 'tf32' or 'highest', got " + type_name(given));
-    const std::string name = py::str(given);
-    if (name != "tf32" && name != "highest") argument.value_error("expected 'tf32' or 'highest', got '" + name + "'");
-    return name == "highest";
 }
 
 template <class T>

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -97,8 +97,18 @@ def check_device(op: str, **tensors: Tensor | None) -> None:
             )
 
 
+_precision = getattr(torch._C, "_get_fp32_precision_getter", None)  # since PyTorch 2.9
+
+
+def cuda_precision(layer: Literal["rnn", "conv"]) -> cuda.Precision:
+    """What PyTorch would compute a layer's float32 in."""
+    if _precision is not None:
+        return "tf32" if _precision("cuda", layer) == "tf32" else "highest"
+    return "tf32" if torch.backends.cudnn.allow_tf32 else "highest"
+
+
 def missing_device(tensor: Tensor) -> str | None:
-    """Why recurrent layers have no kernel where this tensor is; None where they have."""
+    """Why layers have no kernel where this tensor is; None where they have."""
     kind = tensor.device.type
     if kind == "cpu":
         return None

@@ -21,11 +21,12 @@ import torch
 from torch import Tensor
 
 from .. import _native
-from ..cuda import Precision, _module
+from ..cuda import _module
 from ..cuda._places import place_of
 from ..ops import Truncation
 from ._bridge import (
     check_device,
+    cuda_precision,
     define,
     has_bfloat16,
     is_plain,
@@ -56,16 +57,6 @@ _BACKWARD = (
 def pair_states(cell: Cell, states: Sequence[Any]) -> Any:
     """An LSTM's pair (h, c), or the one state of other cells."""
     return tuple(states) if cell == "lstm" else states[0]
-
-
-_rnn_precision = getattr(torch._C, "_get_fp32_precision_getter", None)  # since PyTorch 2.9
-
-
-def cuda_precision() -> Precision:
-    """What PyTorch would compute a recurrent layer's float32 in."""
-    if _rnn_precision is not None:
-        return "tf32" if _rnn_precision("cuda", "rnn") == "tf32" else "highest"
-    return "tf32" if torch.backends.cudnn.allow_tf32 else "highest"
 
 
 def takes(tensor: Tensor) -> bool:
@@ -150,7 +141,7 @@ class Layer:
         run = getattr(_module.native(), self._names[0])
         out, state, tape = run(
             place_of(x),
-            cuda_precision(),
+            cuda_precision("rnn"),
             x,
             pair_states(self.cell, states),
             *weights,
@@ -173,7 +164,7 @@ class Layer:
         )
         run, by_state = getattr(module, self._names[1]), pair_states(self.cell, grad_states)
         options = (truncation, carry_scale)
-        grads = run(place, cuda_precision(), restored, grad_out, by_state, *options)
+        grads = run(place, cuda_precision("rnn"), restored, grad_out, by_state, *options)
         by_states = grads[1] if self.cell == "lstm" else (grads[1],)
         found = (grads[0], *by_states, *grads[2:])
         return tuple([x.new_empty(0) if g is None else g for g in found])

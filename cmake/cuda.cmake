@@ -17,6 +17,7 @@ set(cuda_bindings
   csrc/bindings/cuda/recurrent.cpp
   csrc/bindings/cuda/runtime.cpp
   csrc/bindings/recurrent_arguments.cpp
+  csrc/bindings/unlocked.cpp
   csrc/memory.cpp)
 
 function(tbptt_cuda_module_settings module)

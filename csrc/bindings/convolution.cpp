@@ -51,7 +51,7 @@ py::array forward(const char* op, const Convolution& c, const py::array& x_given
     const Input<T> b = optional_input<T>(b_given, {c.out_channels}, {op, "b"});
     const Output<T> y({element_count(c.y)});
     {
-        const py::gil_scoped_release unlocked;
+        const Unlocked unlocked;
         kernels<T>().convolution_forward({c.shape, activation, x.data, w.data, weights.forms, b.data, y.data});
     }
     return reshaped(y.array, c.y);
@@ -76,7 +76,7 @@ py::tuple backward(const char* op, const Convolution& c, py::handle grad_given, 
     const Output<T> grad_x({needs.x ? element_count(c.x) : 0}), grad_w({needs.w ? element_count(c.w) : 0}),
         grad_b({needs.b ? c.out_channels : 0});
     {
-        const py::gil_scoped_release unlocked;
+        const Unlocked unlocked;
         kernels<T>().convolution_backward({c.shape, activation, grad_y.data, x.data, w.data, weights.forms, y.data,
                                            needs.x ? grad_x.data : nullptr, needs.w ? grad_w.data : nullptr,
                                            needs.b ? grad_b.data : nullptr});

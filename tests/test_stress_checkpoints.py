@@ -33,5 +33,5 @@ def test_damaged_files(tmp_path: Path) -> None:
 
 def test_hostile_files(tmp_path: Path) -> None:
     failures = Failures("hostile")
-    checkpoints.hostile(random.Random(4), tmp_path, failures)
+    checkpoints.hostile(tmp_path, failures)
     assert failures.count == 0

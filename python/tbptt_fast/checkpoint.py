@@ -13,6 +13,7 @@ import math
 import os
 import secrets
 import struct
+import tokenize
 import zipfile
 from collections.abc import Iterable
 from typing import Any
@@ -38,6 +39,7 @@ _DAMAGE = (
     TypeError,
     ValueError,
     struct.error,
+    tokenize.TokenError,  # NumPy, of an array's header
 )
 
 

@@ -1,1 +1,1 @@
-"""A campaign to break the library: `python -m tests.stress.NAME` is long, the tests run it in short."""
+"""A campaign to break the library: `python -m tests.stress.NAME`; the tests run it in short."""

@@ -142,6 +142,8 @@ def full_disks(count: int, rng: random.Random, folder: Path, failures: Failures)
         room = rng.choice((0, rng.randrange(size), size - 1 - rng.randrange(1000)))
 
         def opened(name: str, mode: str, room: int = room) -> Any:
+            if mode != "xb":
+                return open(name, mode)
             file = Full(name, mode.replace("b", ""))
             file.room = room
             return io.BufferedWriter(file)
@@ -261,7 +263,7 @@ def forge(tree: Any, members: Sequence[bytes], **changes: Any) -> bytes:
     return file.getvalue()
 
 
-def hostile(rng: random.Random, folder: Path, failures: Failures) -> int:
+def hostile(folder: Path, failures: Failures) -> int:
     """Files made to run code, to fill the memory or to surprise; all of them must be refused."""
     path, mark = folder / "hostile.ckpt", folder / "code ran"
     pickled = pickle.dumps(np.array([Payload(mark)], object))
@@ -292,22 +294,17 @@ def hostile(rng: random.Random, folder: Path, failures: Failures) -> int:
         good[:8],
         b"",
     ]
-    trees: list[Any] = [
-        *(["array", n] for n in (1, -1, 0.0, "0", None, True, [0], 10**30)),
-        *(["dict", n] for n in ([], 0, None, "x")),
-        *(["list", n] for n in ({}, 0, None, "x", {"a": 1})),
-        *(["tuple"], [], [1], ["eval", code], [["array"], 0], [None, 0], ["array", 0, 0], [{}, 0]),
-    ]
+    numbers: list[Any] = [1, -1, 0.0, "0", None, True, [0], 10**30]
+    contents: list[Any] = [[], {}, 0, None, "x", {"a": 1}]
+    trees: list[Any] = [["array", number] for number in numbers]
+    trees += [["dict", content] for content in contents if not isinstance(content, dict)]
+    trees += [["list", content] for content in contents if not isinstance(content, list)]
+    trees += [["tuple"], [], [1], ["eval", code], [["array"], 0], [None, 0], ["array", 0, 0]]
     files = [forge(["array", 0], [data]) for data in arrays]
     files += [forge(tree, [good]) for tree in trees]
-    deep: Any = 0
-    for _ in range(300):
-        deep = ["list", [deep]]
-    nested = forge(deep, [good]).replace(b'["list", [', b'["list", [' * 300)
-    files.append(nested)
-    versions = (0, 2, "1", None, 1.5, [1], {}, "9" * 5000)
+    versions: list[Any] = [0, 2, "1", None, 1.5, [1], {}, "9" * 5000]
     files += [forge(["array", 0], [good], version=version) for version in versions]
-    files += [forge(["array", 0], [good], arrays=n) for n in (10**15, "1", None, 1.0)]
+    files += [forge(["array", 0], [good], arrays=count) for count in (10**15, "1", None, 1.0)]
     bomb = io.BytesIO()
     with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("manifest.json", b" " * (1 << 24))
@@ -338,7 +335,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         full_disks(o.full, rng, folder, failures)
         mounted = tiny_disk(failures)
         refused = damage(o.damages, rng, folder, failures)
-        forged = hostile(rng, folder, failures)
+        forged = hostile(folder, failures)
     print(
         f"checkpoints: {o.kills} kills ({while_writing} while writing), {o.full} full disks"
         f"{' and a full tmpfs' if mounted else ''}, {o.damages} random damages and every bit"

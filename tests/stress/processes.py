@@ -26,15 +26,15 @@ import numpy as np
 import tbptt_fast as tf
 from tbptt_fast import checkpoint
 
-from .work import Failures, digests, environment, make_jobs, start
+from .work import Failures, Job, digests, environment, make_jobs, start
 
 LIMIT = 120.0  # seconds after which something hangs
 
 
 @contextmanager
-def busy(threads: int) -> Iterator[None]:
+def busy(jobs: Sequence[Job], threads: int) -> Iterator[None]:
     """Other threads of this process that compute all the time."""
-    jobs, ended = make_jobs(1), threading.Event()
+    ended = threading.Event()
 
     def work(index: int) -> None:
         rng = random.Random(index)
@@ -67,7 +67,7 @@ def forks(count: int, failures: Failures) -> None:
 
     for _ in range(count // 2):
         fork()
-    with busy(3):
+    with busy(jobs, 3):
         for _ in range(count - count // 2):
             fork()
     if digests(jobs) != expected:
@@ -123,7 +123,7 @@ def finish(
         failures.add(f"{name}: exit status {child.returncode}, not {status}: {written[-500:]}")
     elif out is not None and found != out:
         failures.add(f"{name}: output {found[-200:]!r}, not {out[-200:]!r}")
-    elif errors is not None and errors not in written or errors == "" and written:
+    elif (errors is not None and errors not in written) or (errors == "" and written):
         failures.add(f"{name}: errors {written[-500:]!r}")
     return written
 

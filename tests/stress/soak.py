@@ -66,7 +66,9 @@ class Pair:
 
 def pairs() -> list[Pair]:
     def trainer(model: Any, k1: int, k2: int) -> TBPTT:
-        return TBPTT(model, squared, optim.Adam(model.parameters(), 1e-3, max_norm=1.0), k1=k1, k2=k2)
+        return TBPTT(
+            model, squared, optim.Adam(model.parameters(), 1e-3, max_norm=1.0), k1=k1, k2=k2
+        )
 
     def lstm() -> TBPTT:
         return trainer(nn.Sequential(nn.LSTM(5, 40, seed=1), nn.Linear(40, 5, seed=2)), 10, 25)
@@ -76,7 +78,7 @@ def pairs() -> list[Pair]:
         return trainer(nn.Sequential(*layers), 12, 12)
 
     def convlstm() -> TBPTT:
-        return trainer(nn.ConvLSTM(3, 3, 3, seed=5), 4, 6)
+        return trainer(nn.ConvLSTM2d(3, 3, 3, seed=5), 4, 6)
 
     return [
         Pair("lstm", lstm, (10, 24, 5)),

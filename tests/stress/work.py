@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 import tbptt_fast as tf
 
-from ..cases import CELLS, make_masks, make_problem
+from ..cases import CELLS, Problem, make_masks, make_problem
 from ..cases import forward as recurrent_forward
 from ..cases import run as recurrent
 
@@ -54,8 +55,8 @@ def make_jobs(seed: int = 0, scale: int = 1) -> list[Job]:
     for cell in CELLS:
         problem = make_problem(cell, (12, 10 * scale, 20, 33), "float32", seed=seed)
         init = make_masks("is_init", (12, 10 * scale, 20, 33), seed=seed)["is_init"]
-        add(cell, lambda p=problem, i=init: recurrent(tf, p, is_init=i, truncation=(3, 5)))
-        add(f"{cell} forward", lambda p=problem: {"o": recurrent_forward(tf, p)[0]}, single=True)
+        add(cell, partial(recurrent, tf, problem, is_init=init, truncation=(3, 5)))
+        add(f"{cell} forward", partial(_out, problem), single=True)
 
     images, w3, w1 = normal(2 * scale, 8, 13, 15), normal(16, 8, 3, 3), normal(8, 1, 3, 3)
     packed = tf.pack_conv2d(w3)
@@ -92,6 +93,10 @@ def make_jobs(seed: int = 0, scale: int = 1) -> list[Job]:
     add("adam", lambda: step(tf.adam_step, 2, step=3))
     add("sgd", lambda: step(tf.sgd_step, 1, mu=0.9))
     return found
+
+
+def _out(problem: Problem) -> Result:
+    return {"out": recurrent_forward(tf, problem)[0]}
 
 
 def _named(values: Sequence[Any]) -> Result:

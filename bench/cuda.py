@@ -1,9 +1,10 @@
 """Layers on a GPU: `tbptt_fast.torch` against PyTorch's own (cuDNN).
 
 Both are in TF32, or both in bfloat16, convolutions in TF32. Every side is a module from `module(x)`
-to the gradients of x and all parameters. Errors against PyTorch's float64 layer, on the same numbers, come first: ours
-may be at most four times cuDNN's. Times are medians of rounds in which the sides take turns, by
-CUDA events; floors count bytes and operations at the bandwidth and the dtype's peak of the run.
+to the gradients of x and all parameters. Errors against PyTorch's float64 layer, on the same
+numbers, come first: ours may be at most four times cuDNN's. Times are medians of rounds in which
+the sides take turns, by CUDA events; floors count bytes and operations at the bandwidth and the
+dtype's peak of the run.
 """
 
 from __future__ import annotations

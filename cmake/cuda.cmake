@@ -26,6 +26,7 @@ set(cuda_bindings
   csrc/bindings/optimizer_arguments.cpp
   csrc/bindings/pooling_arguments.cpp
   csrc/bindings/recurrent_arguments.cpp
+  csrc/bindings/unlocked.cpp
   csrc/bindings/windows.cpp
   csrc/memory.cpp)
 

@@ -11,6 +11,8 @@
 #include <type_traits>
 #include <utility>
 
+#include "unlocked.h"
+
 namespace tbptt::python {
 
 namespace py = pybind11;

@@ -17,7 +17,7 @@ py::object run_forward(const Arrays& arrays, const char* op, const Convolution& 
     const Input<T> b = arrays.template optional_input<T>(b_given, {c.out_channels}, {op, "b"});
     const Made<T> y = arrays.template make<T>(c.y);
     {
-        const py::gil_scoped_release unlocked;
+        const Unlocked unlocked;
         run(ConvolutionForward<T>{c.shape, activation, x.data, w.data, forms, b.data, y.data});
     }
     return y.array;
@@ -46,7 +46,7 @@ py::tuple run_backward(const Arrays& arrays, const char* op, const Convolution& 
     const Made<T> grad_w = needs.w ? arrays.template make<T>(c.w) : Made<T>{};
     const Made<T> grad_b = needs.b ? arrays.template make<T>({c.out_channels}) : Made<T>{};
     {
-        const py::gil_scoped_release unlocked;
+        const Unlocked unlocked;
         run(ConvolutionBackward<T>{c.shape, activation, grad_y.data, x.data, w.data, forms, y.data, grad_x.data,
                                    grad_w.data, grad_b.data});
     }

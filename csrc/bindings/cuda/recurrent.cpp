@@ -90,7 +90,7 @@ py::tuple forward(const DeviceArrays& arrays, const cuda::Call& call, const Recu
                                 in.b_hh.data != nullptr, {out.array, out.data}, saved));
     }
     {
-        const py::gil_scoped_release unlocked;
+        const Unlocked unlocked;
         const int64_t last = batch * hidden;
         if (steps == 0 || batch == 0) {
             copy_or_zero(p.layer.h0, h_n.data, last, call.stream);
@@ -135,7 +135,7 @@ py::tuple backward(const DeviceArrays& arrays, const cuda::Call& call, const Dev
     p.tape = {const_cast<T*>(tape.out.as<T>()), static_cast<T*>(tape.saved)};
     grads.set(p, in, truncation);
     {
-        const py::gil_scoped_release unlocked;
+        const Unlocked unlocked;
         if (shape.steps == 0 || shape.batch == 0)
             pass_through(p, [&](const T* from, T* to, int64_t count) { copy_or_zero(from, to, count, call.stream); });
         else

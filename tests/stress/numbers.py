@@ -145,7 +145,8 @@ def layer_cases(rng: np.random.Generator) -> list[Case]:
     def norm(ops: Any, x: Array, w: Array, b: Array, g: Array) -> Result:
         y, mean, inv_std = ops.layer_norm(x, w, b)
         grads = ops.layer_norm_backward(g, x, w, mean, inv_std)
-        return {"y": y, "grad_x": grads.x, "grad_w": grads.w, "grad_b": grads.b}
+        named = {"y": y, "grad_x": grads.x, "grad_w": grads.w, "grad_b": grads.b}
+        return {**named, "inv_std": inv_std}
 
     def softmax(ops: Any, x: Array) -> Result:
         return {"y": ops.softmax(x)}
@@ -278,6 +279,8 @@ def agreement(case: Case, dtype: str, rng: np.random.Generator, failures: Failur
             ours, theirs = np.asarray(values), np.asarray(results[other][result])
             # the sums' terms are larger than sums that cancel: about √length of them
             size = max(float(np.abs(ours).max(initial=0.0)), 1.0, scale)
+            if result == "grad_x" and "inv_std" in results[one]:  # its terms have this factor
+                size = max(size, float(results[one]["inv_std"].max()))
             bound = 2 * TOLERANCE["gradient"] * eps * case.length**0.5 * size
             difference = np.abs(ours - theirs).max(initial=0.0)
             if not difference <= bound:

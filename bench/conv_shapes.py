@@ -100,6 +100,8 @@ RESNET = [
     Convolution(16, 512, 7, 2048, 1),
     Convolution(16, 2048, 7, 512, 1),
 ]
+# All layers of ResNet-50, each once.
+RESNET_50 = [*(shape for shape in LARGE if shape.groups == 1), *RESNET]
 MOBILENET = [
     Convolution(16, 3, 224, 32, 3, 2),
     Convolution(16, 32, 112, 32, 3, 1, 32),

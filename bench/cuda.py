@@ -1,20 +1,24 @@
-"""Recurrent layers on a GPU: `tbptt_fast.torch` against PyTorch's own (cuDNN), both in TF32.
+"""Layers on a GPU: `tbptt_fast.torch` against PyTorch's own (cuDNN).
 
-Every side is a module from `module(x)` to the gradients of x and all parameters. Errors against
-PyTorch's float64 layer come first: ours may be at most four times cuDNN's. Times are medians of
-rounds in which the sides take turns, by CUDA events; floors count bytes and operations at the
-bandwidth and the TF32 peak that the same run measures.
+Both are in TF32, or both in bfloat16, convolutions in TF32. Every side is a module from `module(x)`
+to the gradients of x and all parameters. Errors against PyTorch's float64 layer, on the same
+numbers, come first: ours may be at most four times cuDNN's. Times are medians of rounds in which
+the sides take turns, by CUDA events; floors count bytes and operations at the bandwidth and the
+dtype's peak of the run.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from statistics import geometric_mean
 from typing import Any
 
 from tbptt_fast import cuda
 
+from .conv_shapes import RESNET_50, Convolution
 from .options import Options, progress
 from .report import Section, times
 from .timing import Spread
@@ -38,16 +42,19 @@ def run(options: Options) -> list[Section]:
     if not torch.cuda.is_available():
         raise SystemExit("bench cuda needs a PyTorch that sees the GPU")
     torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.benchmark = True  # its fastest algorithms
     torch.backends.cuda.matmul.allow_tf32 = True
     limits = measure_limits(torch)
     progress(
-        f"{torch.cuda.get_device_name()}: {limits['tflops']:.0f} TFLOP/s in TF32, "
-        f"{limits['gbs']:.0f} GB/s"
+        f"{torch.cuda.get_device_name()}: {limits['float32']:.0f} TFLOP/s in TF32, "
+        f"{limits['bfloat16']:.0f} in bfloat16, {limits['gbs']:.0f} GB/s"
     )
     return [
-        whole_sequences(torch, options, limits),
+        whole_sequences(torch, options, limits, "float32"),
+        whole_sequences(torch, options, limits, "bfloat16"),
         chunks(torch, options),
         resets(torch, options),
+        convolutions(torch, options, limits),
         overhead(torch, options),
     ]
 
@@ -85,26 +92,30 @@ def ratio(found: Mapping[str, list[float]], slow: str, fast: str = "ours") -> Sp
 
 
 def measure_limits(torch: Any) -> dict[str, float]:
-    """TFLOP/s of a large product in TF32, and GB/s of a copy, read and written bytes."""
+    """TFLOP/s of a large product by its dtype, and GB/s of a copy, read and written bytes."""
     size = 8192
-    a = torch.randn(size, size, device="cuda")
-    product = min(milliseconds_of(torch, lambda: a @ a, 3) for _ in range(5))
+    limits = {}
+    for dtype in ("float32", "bfloat16"):
+        a = torch.randn(size, size, device="cuda", dtype=getattr(torch, dtype))
+        product = min(milliseconds_of(torch, partial(torch.matmul, a, a), 3) for _ in range(5))
+        limits[dtype] = 2 * size**3 / product / 1e9
     source = torch.empty(1 << 28, dtype=torch.float32, device="cuda")
     target = torch.empty_like(source)
     copy = min(milliseconds_of(torch, lambda: target.copy_(source), 3) for _ in range(5))
-    return {"tflops": 2 * size**3 / product / 1e9, "gbs": 2 * source.nbytes / copy / 1e6}
+    return limits | {"gbs": 2 * source.nbytes / copy / 1e6}
 
 
 # --- Sides --------------------------------------------------------------------------------------
 
 
-def layers(torch: Any, cell: str, size: int) -> dict[str, Any]:
+def layers(torch: Any, cell: str, size: int, dtype: str = "float32") -> dict[str, Any]:
     """Our module and PyTorch's with the same weights, and PyTorch's in float64."""
     import tbptt_fast.torch as ours
 
     torch.manual_seed(0)
-    theirs = getattr(torch.nn, cell.upper())(size, size).cuda()
-    mine = getattr(ours, cell.upper())(size, size).cuda()
+    kind = getattr(torch, dtype)
+    theirs = getattr(torch.nn, cell.upper())(size, size).cuda().to(kind)
+    mine = getattr(ours, cell.upper())(size, size).cuda().to(kind)
     exact = getattr(torch.nn, cell.upper())(size, size).cuda().double()
     mine.load_state_dict(theirs.state_dict())
     exact.load_state_dict(theirs.state_dict())
@@ -121,6 +132,40 @@ def both_ways(torch: Any, module: Any, x: Any, grad: Any, **options: Any) -> Cal
         return [out, *torch.autograd.grad(out, leaves, grad)]
 
     return call
+
+
+def convolution_sides(torch: Any, shape: Convolution) -> tuple[dict[str, Call], Call]:
+    """Forward and backward pass of our layer and PyTorch's, and PyTorch's in float64."""
+    import tbptt_fast.torch as ours
+
+    torch.manual_seed(0)
+    sizes = (shape.inputs, shape.outputs, shape.kernel)
+    theirs, mine, exact = (
+        kind(*sizes, **shape.options).cuda()
+        for kind in (torch.nn.Conv2d, ours.Conv2d, torch.nn.Conv2d)
+    )
+    mine.load_state_dict(theirs.state_dict())
+    exact.load_state_dict(theirs.state_dict())
+    if (reason := mine.missing_kernel()) is not None:
+        raise SystemExit(f"bench cuda: {reason}")
+    last = shape.layout == "NHWC"
+    order = torch.channels_last if last else torch.contiguous_format
+    theirs.to(memory_format=order)  # type: ignore[call-overload]
+    images = [shape.batch, shape.inputs, shape.size, shape.size]
+    results = [shape.batch, shape.outputs, shape.out_size, shape.out_size]
+    x, grad = (torch.randn(s, device="cuda").to(memory_format=order) for s in (images, results))
+
+    def call_of(module: Any, x: Any, grad: Any) -> Call:
+        leaves = [x.requires_grad_(), *module.parameters()]
+
+        def call() -> list[Any]:
+            out = module(x)
+            return [out.detach(), *torch.autograd.grad(out, leaves, grad)]
+
+        return call
+
+    sides = {"ours": call_of(mine, x, grad), "cuDNN": call_of(theirs, x, grad)}
+    return sides, call_of(exact.double(), x.detach().double(), grad.double())
 
 
 def in_chunks(torch: Any, module: Any, x: Any, grad: Any) -> Call:
@@ -167,7 +212,7 @@ def verify(name: str, ours: list[Any], theirs: list[Any], exact: list[Any]) -> f
     """Our largest error in units of cuDNN's; an error where it is above WORST_ERROR."""
     worst = 0.0
     for mine, other, truth in zip(ours, theirs, exact, strict=True):
-        floor = 1e-6 * float(truth.abs().max())
+        floor = (1e-6 if mine.itemsize == 4 else 1e-3) * float(truth.abs().max())
         error = float((mine.double() - truth).abs().max())
         worst = max(worst, error / max(float((other.double() - truth).abs().max()), floor))
         if not worst <= WORST_ERROR:
@@ -175,28 +220,42 @@ def verify(name: str, ours: list[Any], theirs: list[Any], exact: list[Any]) -> f
     return worst
 
 
-def data(torch: Any, steps: int, batch: int, size: int) -> tuple[Any, Any]:
+def data(torch: Any, steps: int, batch: int, size: int, dtype: str = "float32") -> tuple[Any, Any]:
     torch.manual_seed(steps + batch + size)
-    x = torch.randn(steps, batch, size, device="cuda", requires_grad=True)
-    return x, torch.randn(steps, batch, size, device="cuda")
+    kind = getattr(torch, dtype)
+    x = torch.randn(steps, batch, size, device="cuda").to(kind).requires_grad_()
+    return x, torch.randn(steps, batch, size, device="cuda").to(kind)
 
 
-def floor_milliseconds(cell: str, shape: tuple[int, int, int], limits: dict[str, float]) -> float:
+def floor_milliseconds(
+    cell: str, shape: tuple[int, int, int], limits: dict[str, float], dtype: str
+) -> float:
     """What nothing can be faster than: forward and backward, input product and all gradients."""
     steps, batch, size = shape
     gates = CELLS[cell]
     operations = 3 * 2 * steps * batch * gates * size * (2 * size)
     kept = gates + (cell == "lstm")  # written, then read; x, out and their gradients beside them
     values = steps * batch * size * (2 * kept + 6) + 4 * gates * size * size
-    return max(operations / limits["tflops"] / 1e9, 4 * values / limits["gbs"] / 1e6)
+    nbytes = values * (2 if dtype == "bfloat16" else 4)
+    return max(operations / limits[dtype] / 1e9, nbytes / limits["gbs"] / 1e6)
+
+
+def convolution_floor(shape: Convolution, limits: dict[str, float]) -> float:
+    """As `floor_milliseconds`: each of the three passes reads two of x, y and w and writes one."""
+    images = shape.batch * shape.inputs * shape.size**2
+    results = shape.batch * shape.outputs * shape.out_size**2
+    weights = shape.outputs * (shape.inputs // shape.groups) * shape.kernel**2
+    values = 3 * (images + results + weights)
+    return max(3 * shape.flops / limits["float32"] / 1e9, 4 * values / limits["gbs"] / 1e6)
 
 
 # --- Sections -----------------------------------------------------------------------------------
 
 
-def whole_sequences(torch: Any, options: Options, limits: dict[str, float]) -> Section:
+def whole_sequences(torch: Any, options: Options, limits: dict[str, float], dtype: str) -> Section:
+    name = "TF32" if dtype == "float32" else dtype
     section = Section(
-        title="Layers on a GPU, forward + backward, TF32",
+        title=f"Layers on a GPU, forward + backward, {name}",
         columns=["cell", "T, B, I = H", "ours ms", "cuDNN ms", "floor ms", "error", "vs cuDNN"],
         note=f"{torch.cuda.get_device_name()}; error: ours in units of cuDNN's.",
     )
@@ -207,12 +266,12 @@ def whole_sequences(torch: Any, options: Options, limits: dict[str, float]) -> S
             for batch in batches:
                 for size in units:
                     shape = (steps, batch, size)
-                    x, grad = data(torch, *shape)
-                    made = layers(torch, cell, size)
+                    x, grad = data(torch, *shape, dtype)
+                    made = layers(torch, cell, size, dtype)
                     sides = {n: both_ways(torch, made[n], x, grad) for n in ("ours", "cuDNN")}
                     wide = x.detach().double().requires_grad_()
                     exact = both_ways(torch, made["exact"], wide, grad.double())()
-                    label = f"{cell} {steps}, {batch}, {size}"
+                    label = f"{cell} {name} {steps}, {batch}, {size}"
                     error = verify(label, sides["ours"](), sides["cuDNN"](), exact)
                     del exact, wide
                     found = alternate(torch, sides, options.rounds)
@@ -220,7 +279,7 @@ def whole_sequences(torch: Any, options: Options, limits: dict[str, float]) -> S
                         section,
                         [cell.upper(), f"{steps}, {batch}, {size}"],
                         found,
-                        floor_milliseconds(cell, shape, limits),
+                        floor_milliseconds(cell, shape, limits, dtype),
                         error,
                     )
                     ratios[cell].append(ratio(found, "cuDNN").median)
@@ -309,6 +368,35 @@ def resets(torch: Any, options: Options) -> Section:
             verify(label, sides["ours"](), sides["cuDNN"](), exact)
             found = alternate(torch, sides, options.rounds)
             add(section, [cell.upper(), f"{steps}, {batch}, {size}"], found, None, None)
+    return section
+
+
+def convolutions(torch: Any, options: Options, limits: dict[str, float]) -> Section:
+    section = Section(
+        title="Convolutions of ResNet-50 on a GPU, forward + backward, TF32",
+        columns=[
+            "N, C, size², K, R/stride",
+            "layout",
+            "ours ms",
+            "cuDNN ms",
+            "floor ms",
+            "error",
+            "vs cuDNN",
+        ],
+        note="cuDNN with the algorithms that its search found; error: ours in units of cuDNN's.",
+    )
+    for layout in ("NCHW", "NHWC"):
+        ratios = []
+        for plain in RESNET_50[:3] if options.quick else RESNET_50:
+            shape = replace(plain, layout=layout)
+            sides, exact = convolution_sides(torch, shape)
+            error = verify(f"{shape.name}, {layout}", sides["ours"](), sides["cuDNN"](), exact())
+            found = alternate(torch, sides, options.rounds)
+            floor = convolution_floor(shape, limits)
+            add(section, [shape.name, layout], found, floor, error)
+            ratios.append(ratio(found, "cuDNN").median)
+        summary = f"{geometric_mean(ratios):.2f}; {min(ratios):.2f}"
+        section.rows.append(["geometric mean; least", layout, "", "", "", "", summary])
     return section
 
 

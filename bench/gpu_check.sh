@@ -39,7 +39,9 @@ TBPTT_FAST_REQUIRE_GPU=1 timeout 150 "$python" -m pytest -q -rs --color=no -m gp
 tail -n 1 "$out/pytest.log"
 
 # A module is loaded lazily by default, which the sanitizer would report as slow, not wrong.
-small=(tests/test_cuda_recurrent.py -m gpu -k "masks_and_truncation_in_float32 and lstm")
+lstm="masks_and_truncation_in_float32 or (test_cuda_bfloat16 and masks_and_truncation and both)"
+small=(tests/test_cuda_recurrent.py tests/test_cuda_bfloat16.py tests/test_cuda_convolution.py -m gpu
+    -k "(lstm and ($lstm)) or every_way_once")
 for tool in memcheck racecheck; do
     stage "compute-sanitizer $tool"
     if timeout 60 compute-sanitizer --tool "$tool" --error-exitcode 9 --target-processes all \

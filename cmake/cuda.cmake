@@ -1,18 +1,19 @@
 # The kernels for NVIDIA GPUs: the module _cuda from nvcc, and _cuda_emulated, the same sources as C++ for the host.
 
 set(cuda_kernels
+  csrc/cuda/convolution.cu
   csrc/cuda/embedding.cu
   csrc/cuda/loss.cu
   csrc/cuda/optimizer.cu
   csrc/cuda/pooling.cu
-  csrc/cuda/recurrent.cu)
-# Compiled for the host with the others; in no module until they have bindings.
-set(cuda_kernels_without_bindings
-  csrc/cuda/convolution.cu)
+  csrc/cuda/recurrent.cu
+  csrc/cuda/recurrent_bfloat16.cu)
 set(cuda_bindings
   csrc/bindings/arguments.cpp
   csrc/bindings/check.cpp
+  csrc/bindings/convolution_options.cpp
   csrc/bindings/cuda/arrays.cpp
+  csrc/bindings/cuda/convolution.cpp
   csrc/bindings/cuda/device_array.cpp
   csrc/bindings/cuda/layers.cpp
   csrc/bindings/cuda/losses.cpp
@@ -25,6 +26,7 @@ set(cuda_bindings
   csrc/bindings/optimizer_arguments.cpp
   csrc/bindings/pooling_arguments.cpp
   csrc/bindings/recurrent_arguments.cpp
+  csrc/bindings/unlocked.cpp
   csrc/bindings/windows.cpp
   csrc/memory.cpp)
 
@@ -49,11 +51,6 @@ if(TBPTT_FAST_CUDA_EMULATED)
     set(${result} ${sources} PARENT_SCOPE)
   endfunction()
   tbptt_for_the_host(emulated_kernels ${cuda_kernels})
-  tbptt_for_the_host(emulated_without_bindings ${cuda_kernels_without_bindings})
-  add_library(tbptt_cuda_without_bindings OBJECT ${emulated_without_bindings})
-  tbptt_compile_settings(tbptt_cuda_without_bindings)
-  target_compile_definitions(tbptt_cuda_without_bindings PRIVATE TBPTT_EMULATED)
-  target_compile_options(tbptt_cuda_without_bindings PRIVATE -Wno-unknown-pragmas)
   python_add_library(_cuda_emulated MODULE WITH_SOABI
     ${emulated_kernels} ${cuda_bindings}
     csrc/bindings/cuda/emulator.cpp csrc/cuda/emulator.cpp csrc/cuda/runtime_emulated.cpp)
@@ -61,7 +58,6 @@ if(TBPTT_FAST_CUDA_EMULATED)
   target_compile_definitions(_cuda_emulated PRIVATE TBPTT_EMULATED)
   target_compile_options(_cuda_emulated PRIVATE -Wno-unknown-pragmas)  # nvcc's
   set_target_properties(_cuda_emulated PROPERTIES LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR})
-  add_dependencies(_cuda_emulated tbptt_cuda_without_bindings)
 endif()
 
 if(NOT TBPTT_FAST_CUDA MATCHES "^(AUTO|ON|OFF|TRUE|FALSE|1|0)$")

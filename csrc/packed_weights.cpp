@@ -1,8 +1,12 @@
-// The forms of packed_weights.h: a list, which stays short, behind one mutex.
+// The forms of packed_weights.h: a list, which stays short, behind a mutex.
 #include "packed_weights.h"
 
 #include <deque>
 #include <mutex>
+
+#if defined(__linux__) || defined(__APPLE__)
+#include <pthread.h>
+#endif
 
 #include "memory.h"
 
@@ -22,6 +26,19 @@ struct Entry {
     bool claimed, filled;
 };
 
+// One for all weights, since it is held for moments only and a fork has to wait for it: a child whose parent's other
+// threads held one would wait forever. What they had claimed stays claimed in the child, which then works without it.
+std::mutex& forms_mutex() {
+    static std::mutex& instance = *[] {
+        static std::mutex* made = new std::mutex;
+#if defined(__linux__) || defined(__APPLE__)
+        pthread_atfork([] { made->lock(); }, [] { made->unlock(); }, [] { made->unlock(); });
+#endif
+        return made;
+    }();
+    return instance;
+}
+
 }  // namespace
 
 class PackedWeights {
@@ -31,28 +48,38 @@ class PackedWeights {
     }
 
     ClaimedForm claim(const WeightForm& form, std::size_t bytes) {
-        const std::lock_guard<std::mutex> lock(mutex_);
-        Entry* entry = find(form);
-        if (!entry) {
-            entries_.push_back({form, bytes, nullptr, false, false});
-            entry = &entries_.back();
+        Entry* entry;
+        {
+            const std::lock_guard<std::mutex> lock(forms_mutex());
+            entry = find(form);
+            if (!entry) {
+                entries_.push_back({form, bytes, nullptr, false, false});
+                entry = &entries_.back();
+            }
+            if (entry->filled) return {entry->data, true};
+            if (entry->claimed) return {nullptr, false};
+            entry->claimed = true;
         }
-        if (entry->filled) return {entry->data, true};
-        if (entry->claimed) return {nullptr, false};
-        if (!entry->data) entry->data = allocate(bytes);
-        entry->claimed = true;
+        if (!entry->data) {  // without the lock: the allocator has its own, and a fork takes both
+            try {
+                entry->data = allocate(bytes);
+            } catch (...) {
+                give_back(form, false);
+                throw;
+            }
+        }
         return {entry->data, false};
     }
 
     void give_back(const WeightForm& form, bool filled) {
-        const std::lock_guard<std::mutex> lock(mutex_);
+        const std::lock_guard<std::mutex> lock(forms_mutex());
         Entry* entry = find(form);
         entry->claimed = false;
         entry->filled = filled;
     }
 
     std::size_t size() const {
-        const std::lock_guard<std::mutex> lock(mutex_);
+        const std::lock_guard<std::mutex> lock(forms_mutex());
         std::size_t bytes = 0;
         for (const Entry& entry : entries_) bytes += entry.filled ? entry.bytes : 0;
         return bytes;
@@ -65,7 +92,6 @@ class PackedWeights {
         return nullptr;
     }
 
-    mutable std::mutex mutex_;
     std::deque<Entry> entries_;
 };
 

@@ -163,11 +163,18 @@ class CudaDevice:
         """What is not aligned to 16 bytes on the host is not on the device either."""
         value = np.ascontiguousarray(value)
         before = value.ctypes.data % 16 // value.itemsize
-        flat = self.torch.empty(before + value.size, dtype=self.torch.from_numpy(value).dtype)
-        placed = flat.to("cuda")[before:].view(value.shape)
-        return placed.copy_(self.torch.from_numpy(value))
+        if value.dtype.name == "bfloat16":  # NumPy knows it by ml_dtypes, PyTorch does not
+            host = self.torch.from_numpy(value.view("int16")).view(self.torch.bfloat16)
+        else:
+            host = self.torch.from_numpy(value)
+        flat = self.torch.empty(before + value.size, dtype=host.dtype)
+        return flat.to("cuda")[before:].view(value.shape).copy_(host)
 
     def numpy(self, value: Any) -> Any:
+        if value.dtype == self.torch.bfloat16:
+            import ml_dtypes
+
+            return value.cpu().view(self.torch.int16).numpy().view(ml_dtypes.bfloat16)
         return value.cpu().numpy()
 
     def runs(self, run: Callable[[], Any]) -> list[Any]:

@@ -236,7 +236,8 @@ def test_wrong_x_and_states(device: Device, cell: str) -> None:
             forward(device.ops(), replace(problem, **changes))
 
     rejected(ValueError, "x: expected 3 dimensions, got shape [5, 3]", x=x[..., 0])
-    rejected(TypeError, "x: expected dtype float32 or float64, got float16", x=x.astype("float16"))
+    text = "x: expected dtype float32, float64 or bfloat16, got float16"
+    rejected(TypeError, text, x=x.astype("float16"))
     rejected(TypeError, "x: expected an array, got NoneType", x=None)
     others = (problem.hx or ())[1:]
     rejected(ValueError, "hx…: expected shape [3, 6], got [1, 3, 6]", hx=(state[None], *others))

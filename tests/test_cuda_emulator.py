@@ -89,6 +89,42 @@ def test_tiles_of_tensor_cores(emulated: EmulatedDevice, seed: int) -> None:
     assert np.abs(fast - a @ b).max() > 1e-5  # TF32, not float32
 
 
+@pytest.mark.parametrize("seed", SEEDS)
+def test_tiles_of_bfloat16(emulated: EmulatedDevice, seed: int) -> None:
+    """Products of its numbers are exact in float32, and added up there."""
+    rng = np.random.default_rng(seed)
+    a, b = rng.normal(size=(16, 16)), rng.normal(size=(16, 8))
+    with emulated.order(seed):
+        found = emulated.module.multiply_tile_bfloat16(a.ravel().tolist(), b.ravel().tolist())
+    near = [np.vectorize(rounded_to_bfloat16)(array.astype("float32")) for array in (a, b)]
+    expected = near[0] @ near[1]
+    np.testing.assert_allclose(np.reshape(found, (16, 8)), expected, rtol=0, atol=3e-6)
+    assert np.abs(expected - a @ b).max() > 1e-3
+
+
+def rounded_to_bfloat16(x: float) -> float:
+    """To 7 bits behind the point, ties to even."""
+    unit = 2.0 ** (np.floor(np.log2(abs(x))) - 7)
+    return float(np.round(x / unit) * unit)
+
+
+def test_rounding_to_bfloat16(emulated: EmulatedDevice) -> None:
+    """Every number itself, what lies between it and the next one, and the ends."""
+    to_bfloat16 = emulated.module.to_bfloat16
+    for bits in range(0, 1 << 16, 7):
+        low = np.array(bits << 16, "uint32").view("float32")
+        if np.isnan(low):
+            assert to_bfloat16(low.item()) == 0x7FFF
+            continue
+        assert to_bfloat16(low.item()) == bits
+        for more, up in ((0x7FFF, 0), (0x8000, bits & 1), (0x8001, 1)):
+            value = np.array((bits << 16) + more, "uint32").view("float32")
+            if np.isfinite(value):
+                assert to_bfloat16(value.item()) == bits + up
+    assert to_bfloat16(np.inf) == 0x7F80
+    assert to_bfloat16(float(np.finfo("float32").max)) == 0x7F80
+
+
 def rounded_to_tf32(x: float) -> float:
     """To 10 bits behind the point, ties away from zero."""
     if x == 0 or not np.isfinite(x):

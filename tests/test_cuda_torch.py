@@ -128,7 +128,7 @@ def test_precision_is_torchs() -> None:
     try:
         for allowed, precision in ((True, "tf32"), (False, "highest")):
             torch.backends.cudnn.allow_tf32 = allowed
-            assert recurrent_ops.cuda_precision() == precision
+            assert _bridge.cuda_precision("rnn") == _bridge.cuda_precision("conv") == precision
     finally:
         torch.backends.cudnn.allow_tf32 = before
 
@@ -170,3 +170,60 @@ def test_accelerate_on_a_gpu() -> None:
     assert out.device.type == "cuda"
     with torch.autocast("cuda"):
         assert model[0](torch.randn(5, 2, 4, device="cuda").half())[0].dtype == torch.float32
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_layers_in_bfloat16(place: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As near to torch's float64 layer, on the same rounded numbers, as bfloat16 allows."""
+    if place == "cpu":
+        monkeypatch.setattr(recurrent_ops, "has_bfloat16", lambda tensor: True)
+    theirs, mine = pair(kind, 5, 16, num_layers=1, dtype=torch.bfloat16)
+    theirs.double()
+    mine.to(place)
+    assert "backend=tbptt_fast" in repr(mine)
+    x = torch.randn(11, 3, 5).bfloat16().double().requires_grad_()
+    given = x.detach().to(place, torch.bfloat16).requires_grad_()
+    expected = leaves(theirs(x))
+    result = leaves(mine(given))
+    torch.manual_seed(1)
+    grads = [torch.randn(r.shape).bfloat16() for r in expected]
+    torch.autograd.backward(expected, [g.double() for g in grads])
+    torch.autograd.backward(result, [g.to(place) for g in grads])
+    expected += [x.grad, *(p.grad for p in theirs.parameters())]
+    result += [given.grad, *(p.grad for p in mine.parameters())]
+    assert {t.dtype for t in result} == {torch.bfloat16}
+    for tensor, wanted in zip(result, expected, strict=True):
+        bound = 2.0**-6 * max(1.0, wanted.detach().abs().max().item())
+        found = tensor.detach().cpu().double()
+        torch.testing.assert_close(found, wanted.detach(), rtol=0, atol=bound)
+
+
+def test_what_autocast_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """bfloat16 if that is its type and there are kernels; a backward pass follows its tape."""
+    layer, x = recurrent_ops._LAYERS["gru"], torch.zeros(2, 1, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer.autocast_forward(x) == torch.float32
+        monkeypatch.setattr(recurrent_ops, "has_bfloat16", lambda tensor: True)
+        assert layer.autocast_forward(x) == torch.bfloat16
+    with torch.autocast("cpu", torch.float16):
+        assert layer.autocast_forward(x) == torch.float32
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        wanted = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
+        assert layer.autocast_backward(None, x.bfloat16(), x.to(dtype), x) == wanted
+
+
+@pytest.mark.gpu
+def test_autocast_on_a_gpu() -> None:
+    if (reason := cuda.why_not()) or not torch.cuda.is_available():
+        pytest.skip(f"{NO_GPU}: {reason or 'PyTorch sees none'}")
+    layer: Any = ours.LSTM(4, 8).cuda()
+    if not _bridge.has_bfloat16(layer.weight_hh_l0):
+        pytest.skip(f"{NO_GPU} with bfloat16")
+    x = torch.randn(5, 2, 4, device="cuda", requires_grad=True)
+    with torch.autocast("cuda", torch.bfloat16):
+        out, _ = layer(x)
+        assert out.dtype == torch.bfloat16
+    out.float().sum().backward()
+    assert layer.weight_hh_l0.grad.dtype == torch.float32
+    wanted, _ = layer(x)
+    torch.testing.assert_close(out.float(), wanted, rtol=0, atol=2e-2)

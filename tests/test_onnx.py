@@ -1,14 +1,13 @@
 """The test cases of the ONNX standard for convolutions and pooling, from the package `onnx`.
 
 Every case that it has is run, or is listed in `MISSING` with the option that does not exist here.
+Those of recurrent layers are in `test_onnx_recurrent.py`.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,13 +16,8 @@ import pytest
 import tbptt_fast
 
 from .cases import assert_close
+from .onnx_cases import Attributes, attributes_of, find_cases, native, onnx
 
-onnx = pytest.importorskip("onnx")
-
-Attributes = dict[str, Any]
-
-# Nodes of single operators, and what PyTorch exported for its own modules.
-KINDS = ("node", "pytorch-converted", "pytorch-operator")
 OPS = ("Conv", "ConvTranspose", "MaxPool", "AveragePool")
 
 THREE = "three dimensions"
@@ -127,23 +121,6 @@ def share(total: int, upper: bool) -> tuple[int, int]:
     return (less, more) if upper else (more, less)
 
 
-def attributes_of(node: Any) -> Attributes:
-    return {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-
-
-def data_of(case: Any) -> tuple[Any, list[Any], list[Any]]:
-    """The model of a case, its inputs and its outputs."""
-    if case.model is not None:
-        inputs, outputs = case.data_sets[0]
-        return case.model, list(inputs), list(outputs)
-    folder = Path(case.model_dir)
-    sets = [
-        [onnx.numpy_helper.to_array(onnx.load_tensor(str(path))) for path in sorted(paths)]
-        for paths in (folder.glob("test_data_set_0/input_*"), folder.glob("*_0/output_*"))
-    ]
-    return onnx.load(str(folder / "model.onnx")), sets[0], sets[1]
-
-
 def axes_changed(graph: Any, array: Any, op: str) -> Any:
     """PyTorch exported one-dimensional averages with an axis added before and removed behind."""
     for node in graph.node:
@@ -154,30 +131,18 @@ def axes_changed(graph: Any, array: Any, op: str) -> Any:
 
 def find_nodes() -> Iterator[Node]:
     """Every case that tests one of the operators."""
-    from onnx.backend.test.loader import load_model_tests
-
-    for case in (case for kind in KINDS for case in load_model_tests(kind=kind)):
-        if case.model is None and case.model_dir is None:
-            continue  # a whole network, to be downloaded
-        model, inputs, outputs = data_of(case)
-        graph = model.graph
-        nodes = [node for node in graph.node if node.op_type not in ("Squeeze", "Unsqueeze")]
-        if len(nodes) != 1 or nodes[0].op_type not in OPS:
-            continue  # another operator, maybe made of these
-        inputs = [axes_changed(graph, x, "Unsqueeze") for x in inputs]
-        outputs = [axes_changed(graph, y, "Squeeze") for y in outputs]
-        inputs += [onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer]
-        op, attributes = nodes[0].op_type, attributes_of(nodes[0])
+    for case in find_cases(OPS):
+        inputs = [axes_changed(case.graph, x, "Unsqueeze") for x in case.inputs]
+        outputs = [axes_changed(case.graph, y, "Squeeze") for y in case.outputs]
+        inputs += [onnx.numpy_helper.to_array(tensor) for tensor in case.graph.initializer]
+        op, attributes = case.node.op_type, attributes_of(case.node)
         yield Node(case.name, op, attributes, inputs, outputs, case.rtol)
 
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # of other operators, whose cases are made on import
-    NODES = {node.name: node for node in find_nodes()}
+NODES = {node.name: node for node in find_nodes()}
 
 RUN = [node for name, node in sorted(NODES.items()) if name not in MISSING]
 
-native = pytest.mark.usefixtures("isa", "threads")
 layouts = pytest.mark.parametrize("last", [False, True], ids=["channels first", "channels last"])
 
 

@@ -169,7 +169,8 @@ def test_paths_in_contributing_exist() -> None:
 
 def test_presets_are_the_documented_ones() -> None:
     presets = json.loads(document("CMakePresets.json"))["configurePresets"]
-    assert {preset["name"] for preset in presets} == {"default", "dev", "cuda", "asan"}
+    names = {preset["name"] for preset in presets}
+    assert names == {"default", "dev", "cuda", "asan", "tsan", "fuzz"}
     for preset in presets:
         assert f"--preset {preset['name']}" in document("CONTRIBUTING.md")
 

@@ -48,13 +48,22 @@ py::array to_array(py::handle object, const Argument& argument) {
 py::array to_contiguous(py::array array) {
     constexpr int wanted = py::detail::npy_api::NPY_ARRAY_C_CONTIGUOUS_ | py::detail::npy_api::NPY_ARRAY_ALIGNED_;
     if ((array.flags() & wanted) == wanted) return array;
-    const auto& numpy = py::detail::npy_api::get();
-    auto copy = py::reinterpret_steal<py::array>(numpy.PyArray_FromAny_(array.ptr(), nullptr, 0, 0, wanted, nullptr));
+    struct Copy {
+        decltype(py::detail::npy_api::PyArray_FromAny_) from_any;
+        PyObject* array;
+    } request{py::detail::npy_api::get().PyArray_FromAny_, array.ptr()};
+    const auto make = [](void* context) {  // gives up the lock while it copies
+        const Copy& given = *static_cast<const Copy*>(context);
+        return given.from_any(given.array, nullptr, 0, 0, wanted, nullptr);
+    };
+    auto copy = py::reinterpret_steal<py::array>(stay_in(make, &request));
     if (!copy) throw py::error_already_set();  // MemoryError
     return copy;
 }
 
-const char* name_of(DType dtype) { return dtype == DType::float32 ? "float32" : "float64"; }
+const char* name_of(DType dtype) {
+    return dtype == DType::float32 ? "float32" : dtype == DType::float64 ? "float64" : "bfloat16";
+}
 
 namespace {
 

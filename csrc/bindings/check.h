@@ -11,6 +11,8 @@
 #include <type_traits>
 #include <utility>
 
+#include "unlocked.h"
+
 namespace tbptt::python {
 
 namespace py = pybind11;
@@ -48,7 +50,7 @@ py::array to_array(py::handle object, const Argument& argument);
 // The same values C-contiguous and aligned; copies only when they are not.
 py::array to_contiguous(py::array array);
 
-enum class DType { float32, float64 };
+enum class DType { float32, float64, bfloat16 };  // the last one on GPUs alone
 template <class T>
 constexpr DType dtype_of = std::is_same_v<T, float> ? DType::float32 : DType::float64;
 const char* name_of(DType dtype);

@@ -3,7 +3,7 @@
 
 #include "../dispatch.h"
 #include "../packed_weights.h"
-#include "convolution_options.h"
+#include "convolution_arguments.h"
 
 namespace tbptt::python {
 
@@ -43,56 +43,18 @@ PackedConv2d pack(py::handle given) {
     return PackedConv2d(w.attr("copy")("C"));
 }
 
-template <class T>
-py::array forward(const char* op, const Convolution& c, const py::array& x_given, const Weights& weights,
-                  py::handle b_given, Activation activation) {
-    const Input<T> x = input_of_extents<T>(x_given, c.x, {op, "x"});
-    const Input<T> w = input_of_extents<T>(weights.array, c.w, {op, "w"});
-    const Input<T> b = optional_input<T>(b_given, {c.out_channels}, {op, "b"});
-    const Output<T> y({element_count(c.y)});
-    {
-        const py::gil_scoped_release unlocked;
-        kernels<T>().convolution_forward({c.shape, activation, x.data, w.data, weights.forms, b.data, y.data});
-    }
-    return reshaped(y.array, c.y);
-}
-
-// The output that an activation's gradient needs.
-template <class T>
-Input<T> read_output(const char* op, const Convolution& c, py::handle given, Activation activation) {
-    if (activation == Activation::none) return {};
-    if (given.is_none())
-        Argument{op, "y"}.value_error("expected the output of the convolution, which an activation needs, got None");
-    return input_of_extents<T>(given, c.y, {op, "y"});
-}
-
-template <class T>
-py::tuple backward(const char* op, const Convolution& c, py::handle grad_given, const py::array& x_given,
-                   const Weights& weights, py::handle y_given, Activation activation, Needs needs) {
-    const Input<T> grad_y = input_of_extents<T>(grad_given, c.y, {op, "grad_out"});
-    const Input<T> x = input_of_extents<T>(x_given, c.x, {op, "x"});
-    const Input<T> w = input_of_extents<T>(weights.array, c.w, {op, "w"});
-    const Input<T> y = read_output<T>(op, c, y_given, activation);
-    const Output<T> grad_x({needs.x ? element_count(c.x) : 0}), grad_w({needs.w ? element_count(c.w) : 0}),
-        grad_b({needs.b ? c.out_channels : 0});
-    {
-        const py::gil_scoped_release unlocked;
-        kernels<T>().convolution_backward({c.shape, activation, grad_y.data, x.data, w.data, weights.forms, y.data,
-                                           needs.x ? grad_x.data : nullptr, needs.w ? grad_w.data : nullptr,
-                                           needs.b ? grad_b.data : nullptr});
-    }
-    return py::make_tuple(chosen(needs.x, grad_x.array, c.x), chosen(needs.w, grad_w.array, c.w),
-                          chosen(needs.b, grad_b.array));
-}
-
-py::array call_forward(const ConvolutionOp& op, py::handle x_given, py::handle w_given, py::handle b,
-                       const ConvolutionOptions& options, py::handle activation) {
+py::object call_forward(const ConvolutionOp& op, py::handle x_given, py::handle w_given, py::handle b,
+                        const ConvolutionOptions& options, py::handle activation) {
     const py::array x = to_array(x_given, {op.name, "x"});
     const Weights w = to_weights(w_given, {op.name, "w"});
     const DType dtype = float_dtype(x, {op.name, "x"});
-    const Convolution c = read_convolution(op, x, w.array, options);
+    const Convolution c = read_convolution(op, shape_of(x), shape_of(w.array), options);
     const Activation function = read_activation(activation, op.name);
-    return with_dtype(dtype, [&](auto zero) { return forward<decltype(zero)>(op.name, c, x, w, b, function); });
+    return with_dtype(dtype, [&](auto zero) {
+        using T = decltype(zero);
+        return run_forward<T>(HostArrays{}, op.name, c, x, w.array, w.forms, b, function,
+                              [](const ConvolutionForward<T>& p) { kernels<T>().convolution_forward(p); });
+    });
 }
 
 py::tuple call_backward(const ConvolutionOp& op, py::handle grad_out, py::handle x_given, py::handle w_given,
@@ -100,11 +62,14 @@ py::tuple call_backward(const ConvolutionOp& op, py::handle grad_out, py::handle
     const py::array x = to_array(x_given, {op.name, "x"});
     const Weights w = to_weights(w_given, {op.name, "w"});
     const DType dtype = float_dtype(x, {op.name, "x"});
-    const Convolution c = read_convolution(op, x, w.array, options);
+    const Convolution c = read_convolution(op, shape_of(x), shape_of(w.array), options);
     const Activation function = read_activation(activation, op.name);
     const Needs wanted = read_needs(needs, op.name);
-    return with_dtype(
-        dtype, [&](auto zero) { return backward<decltype(zero)>(op.name, c, grad_out, x, w, y, function, wanted); });
+    return with_dtype(dtype, [&](auto zero) {
+        using T = decltype(zero);
+        return run_backward<T>(HostArrays{}, op.name, c, grad_out, x, w.array, w.forms, y, function, wanted,
+                               [](const ConvolutionBackward<T>& p) { kernels<T>().convolution_backward(p); });
+    });
 }
 
 void define_1d(py::module_& module) {

@@ -11,7 +11,7 @@ namespace {
 
 class Reader {
    public:
-    Reader(const ConvolutionOp& op, const py::array& x, const py::array& w, const ConvolutionOptions& options)
+    Reader(const ConvolutionOp& op, Shape x, Shape w, const ConvolutionOptions& options)
         : op_(op), x_(x), w_(w), options_(options) {}
 
     Convolution read() {
@@ -43,24 +43,24 @@ class Reader {
         s_.channels_last = rank == 1 ? read_channels_last(options_.layout, op_.name, "NCL", "NLC")
                                      : read_channels_last(options_.layout, op_.name);
         const int first = s_.channels_last ? 1 : 2;
-        s_.batch = x_.shape(0);
-        (op_.transposed ? s_.outputs : s_.inputs) = x_.shape(s_.channels_last ? rank + 1 : 1);
-        (op_.transposed ? s_.out_height : s_.height) = rank == 2 ? x_.shape(first) : 1;
-        (op_.transposed ? s_.out_width : s_.width) = x_.shape(first + rank - 1);
-        s_.kernel_height = rank == 2 ? w_.shape(2) : 1;
-        s_.kernel_width = w_.shape(rank + 1);
+        s_.batch = x_.extents[0];
+        (op_.transposed ? s_.outputs : s_.inputs) = x_.extents[s_.channels_last ? rank + 1 : 1];
+        (op_.transposed ? s_.out_height : s_.height) = rank == 2 ? x_.extents[first] : 1;
+        (op_.transposed ? s_.out_width : s_.width) = x_.extents[first + rank - 1];
+        s_.kernel_height = rank == 2 ? w_.extents[2] : 1;
+        s_.kernel_width = w_.extents[rank + 1];
         if (s_.kernel_height < 1 || s_.kernel_width < 1)
             argument("w").value_error("expected a kernel with at least one element, got shape " + format_shape(w_));
     }
 
     void read_direct() {
-        s_.outputs = w_.shape(0);
+        s_.outputs = w_.extents[0];
         s_.groups = read_integer(options_.groups, 1, argument("groups"));
         if (s_.inputs % s_.groups != 0 || s_.outputs % s_.groups != 0)
             argument("groups").value_error("expected a divisor of the " + std::to_string(s_.inputs) + " input and " +
                                            std::to_string(s_.outputs) + " output channels, got " +
                                            std::to_string(s_.groups));
-        if (w_.shape(1) != s_.inputs / s_.groups)
+        if (w_.extents[1] != s_.inputs / s_.groups)
             argument("w").value_error("expected " + std::to_string(s_.inputs / s_.groups) +
                                       " input channels per group (dimension 1), got shape " + format_shape(w_));
         const std::array<Sides, 2> pads = read_padding();
@@ -74,13 +74,13 @@ class Reader {
             argument("padding").value_error("expected integers, got '" + std::string(py::str(options_.padding)) + "'");
         const std::array<Sides, 2> pads = read_padding();
         s_.groups = read_integer(options_.groups, 1, argument("groups"));
-        if (w_.shape(0) != s_.outputs)
+        if (w_.extents[0] != s_.outputs)
             argument("w").value_error("expected " + std::to_string(s_.outputs) +
                                       " input channels (dimension 0), got shape " + format_shape(w_));
         if (s_.outputs % s_.groups != 0)
             argument("groups").value_error("expected a divisor of the " + std::to_string(s_.outputs) +
                                            " input channels, got " + std::to_string(s_.groups));
-        s_.inputs = element_count({s_.groups, w_.shape(1)});
+        s_.inputs = element_count({s_.groups, w_.extents[1]});
         s_.height = transposed_size(s_.out_height, s_.kernel_height, s_.stride_y, s_.dilation_y, pads[0], more[0]);
         s_.width = transposed_size(s_.out_width, s_.kernel_width, s_.stride_x, s_.dilation_x, pads[1], more[1]);
     }
@@ -145,16 +145,14 @@ class Reader {
     }
 
     const ConvolutionOp& op_;
-    const py::array& x_;
-    const py::array& w_;
+    const Shape x_, w_;
     const ConvolutionOptions& options_;
     ConvolutionShape s_{};
 };
 
 }  // namespace
 
-Convolution read_convolution(const ConvolutionOp& op, const py::array& x, const py::array& w,
-                             const ConvolutionOptions& options) {
+Convolution read_convolution(const ConvolutionOp& op, Shape x, Shape w, const ConvolutionOptions& options) {
     return Reader(op, x, w, options).read();
 }
 

@@ -24,8 +24,6 @@ struct Convolution {
     Extents x, w, y;  // public shapes
 };
 
-// `x` and `w` are looked at for their shapes only.
-Convolution read_convolution(const ConvolutionOp& op, const py::array& x, const py::array& w,
-                             const ConvolutionOptions& options);
+Convolution read_convolution(const ConvolutionOp& op, Shape x, Shape w, const ConvolutionOptions& options);
 
 }  // namespace tbptt::python

@@ -205,7 +205,7 @@ py::tuple forward(const Reader& reader, bool training, bool recompute) {
         tape_object = py::cast(std::move(tape));
     }
     {
-        const py::gil_scoped_release unlocked;
+        const Unlocked unlocked;
         if (shape.steps == 0 || shape.batch == 0) {
             copy_or_zero(p.layer.h0, h_n.data, last);
             if (pair) copy_or_zero(p.layer.c0, p.c_n, last);
@@ -298,7 +298,7 @@ py::tuple backward(const char* op, const ConvTape& tape, py::handle grad_out_giv
     p.grad_b_hh = has_b_hh ? grad_b_hh.data : nullptr;
     p.grad_peephole = peephole ? grad_peephole.data : nullptr;
     {
-        const py::gil_scoped_release unlocked;
+        const Unlocked unlocked;
         if (s.steps == 0 || s.batch == 0) {
             copy_or_zero<T>(p.grad_h_n, p.grad_h0, state);
             if (pair) copy_or_zero<T>(p.grad_c_n, p.grad_c0, state);

@@ -12,7 +12,7 @@ py::array embedding(const Ids& ids, const py::array& w_array) {
     const Input<T> w = input<T>(w_array, {w_array.shape(0), width}, {"embedding", "w"});
     const Output<T> y({ids.count, width});
     {
-        const py::gil_scoped_release unlocked;
+        const Unlocked unlocked;
         kernels<T>().embedding_forward({ids.count, width, ids.data, w.data, y.data});
     }
     return reshaped(y.array, with_last(ids.extents, width));
@@ -24,7 +24,7 @@ py::array embedding_backward(const py::array& grad_array, const Ids& ids, int64_
     const py::array contiguous = to_contiguous(grad_array);
     const Output<T> grad_w({embeddings, width});
     {
-        const py::gil_scoped_release unlocked;
+        const Unlocked unlocked;
         kernels<T>().embedding_backward(
             {ids.count, embeddings, width, ids.data, static_cast<const T*>(contiguous.data()), grad_w.data});
     }

@@ -37,7 +37,7 @@ py::array linear(const LinearShape& shape, py::handle x_given, py::handle w_give
     const Input<T> b = optional_input<T>(b_given, {outputs}, {op, "b"});
     const Output<T> y({rows, outputs});
     if (rows > 0 && outputs > 0) {
-        const py::gil_scoped_release unlocked;
+        const Unlocked unlocked;
         kernels<T>().linear_forward({rows, inputs, outputs, activation, x.data, w.data, b.data, y.data});
     }
     return reshaped(y.array, with_last(shape.leading, outputs));
@@ -60,7 +60,7 @@ py::tuple linear_backward(const LinearShape& shape, py::handle grad_given, py::h
     const Output<T> grad_x({needs.x ? rows : 0, inputs}), grad_w({needs.w ? outputs : 0, inputs}),
         grad_b({needs.b ? outputs : 0});
     {
-        const py::gil_scoped_release unlocked;
+        const Unlocked unlocked;
         kernels<T>().linear_backward({rows, inputs, outputs, activation, grad_y.data, x.data, w.data, y.data,
                                       needs.x ? grad_x.data : nullptr, needs.w ? grad_w.data : nullptr,
                                       needs.b ? grad_b.data : nullptr});
@@ -74,7 +74,7 @@ py::array elementwise(const py::array& array, void (*Kernels<T>::*function)(int6
     const py::array from = to_contiguous(array);
     const Output<T> to({from.size()});
     {
-        const py::gil_scoped_release unlocked;
+        const Unlocked unlocked;
         (kernels<T>().*function)(from.size(), static_cast<const T*>(from.data()), to.data);
     }
     return reshaped(to.array, extents_of(from));
@@ -86,7 +86,7 @@ py::array activation_backward(py::handle grad_given, const py::array& y_array, A
     const py::array y = to_contiguous(y_array);
     const Output<T> grad_x({y.size()});
     {
-        const py::gil_scoped_release unlocked;
+        const Unlocked unlocked;
         kernels<T>().activation_backward(
             {y.size(), activation, grad_y.data, static_cast<const T*>(y.data()), grad_x.data});
     }
@@ -98,7 +98,7 @@ py::array softmax(const RowShape& shape, const py::array& x_array) {
     const py::array x = to_contiguous(x_array);
     const Output<T> y({shape.rows, shape.columns});
     if (shape.columns > 0) {
-        const py::gil_scoped_release unlocked;
+        const Unlocked unlocked;
         kernels<T>().softmax_forward({shape.rows, shape.columns, static_cast<const T*>(x.data()), y.data});
     }
     return reshaped(y.array, shape.extents);
@@ -110,7 +110,7 @@ py::array softmax_backward(const RowShape& shape, py::handle grad_given, const p
     const py::array y = to_contiguous(y_array);
     const Output<T> grad_x({shape.rows, shape.columns});
     if (shape.columns > 0) {
-        const py::gil_scoped_release unlocked;
+        const Unlocked unlocked;
         kernels<T>().softmax_backward(
             {shape.rows, shape.columns, grad_y.data, static_cast<const T*>(y.data()), grad_x.data});
     }

@@ -33,7 +33,7 @@ py::tuple softmax_cross_entropy(const RowShape& shape, const py::array& logits_a
     auto* loss = static_cast<double*>(losses.get());
     double sum = 0, divisor = 1;
     {
-        const py::gil_scoped_release unlocked;
+        const Unlocked unlocked;
         if (reduction == Reduction::mean)
             divisor = total_weight(rows, weights.data, [&](int64_t i) { return targets.data[i] != ignore_index; });
         kernels<T>().softmax_cross_entropy({rows, classes, ignore_index, divisor, static_cast<const T*>(logits.data()),
@@ -68,7 +68,7 @@ py::tuple pointwise_loss(const Pointwise& loss, const py::array& prediction_arra
     const Output<T> grad({elements}), each({reduction == Reduction::none ? elements : 0});
     double sum = 0, divisor = 1;
     {
-        const py::gil_scoped_release unlocked;
+        const Unlocked unlocked;
         if (reduction == Reduction::mean)
             divisor = static_cast<double>(columns) *
                       (weights.data ? total_weight(rows, weights.data, [](int64_t) { return true; })

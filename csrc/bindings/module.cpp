@@ -1,7 +1,19 @@
 // The native module: every family registers itself.
 #include "check.h"
 
-PYBIND11_MODULE(_native, module, pybind11::mod_gil_not_used()) {
+namespace {
+
+// NumPy has one interpreter per process, and so has what pybind11 keeps: another one would wait for a lock that it holds.
+bool refuse_sub_interpreter() {
+    if (PyInterpreterState_Get() == PyInterpreterState_Main()) return false;
+    PyErr_SetString(PyExc_ImportError, "tbptt_fast: expected the main interpreter, got a sub-interpreter");
+    return true;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_native_checked, module, pybind11::mod_gil_not_used()) {
+    if (refuse_sub_interpreter()) throw pybind11::error_already_set();  // 3.13 calls PyInit in the main interpreter
     tbptt::python::register_runtime(module);
     tbptt::python::register_recurrent(module);
     tbptt::python::register_convrecurrent(module);
@@ -13,4 +25,8 @@ PYBIND11_MODULE(_native, module, pybind11::mod_gil_not_used()) {
     tbptt::python::register_normalization(module);
     tbptt::python::register_pooling(module);
     tbptt::python::register_exchange(module);
+}
+
+extern "C" PYBIND11_EXPORT PyObject* PyInit__native() {
+    return refuse_sub_interpreter() ? nullptr : PyInit__native_checked();
 }

@@ -51,7 +51,7 @@ py::tuple batch_norm(const py::array& x_array, const ChannelShape& shape, py::ha
     const Output<T> y({element_count(extents)}), new_mean({updates ? channels : 0}), new_var({updates ? channels : 0});
     const Output<double> mean({channels}), inv_std({channels});
     {
-        const py::gil_scoped_release unlocked;
+        const Unlocked unlocked;
         kernels<T>().batch_norm_forward({shape, options.training, options.momentum, options.eps, x.data, weight.data,
                                          bias.data, running_mean.data, running_var.data, y.data, mean.data,
                                          inv_std.data, updates ? new_mean.data : nullptr,
@@ -76,7 +76,7 @@ py::tuple batch_norm_backward(const py::array& x_array, const ChannelShape& shap
     const Output<T> grad_x({needs.x ? element_count(extents) : 0}), grad_w({needs.w ? channels : 0}),
         grad_b({needs.b ? channels : 0});
     {
-        const py::gil_scoped_release unlocked;
+        const Unlocked unlocked;
         kernels<T>().batch_norm_backward({shape, training, grad_y.data, x.data, weight.data, mean.data, inv_std.data,
                                           needs.x ? grad_x.data : nullptr, needs.w ? grad_w.data : nullptr,
                                           needs.b ? grad_b.data : nullptr});
@@ -112,7 +112,7 @@ py::tuple layer_norm(const py::array& x_array, const Rows& shape, py::handle wei
     const Output<T> y({rows, columns});
     const Output<double> mean({rows}), inv_std({rows});
     {
-        const py::gil_scoped_release unlocked;
+        const Unlocked unlocked;
         kernels<T>().layer_norm_forward(
             {rows, columns, eps, x.data, weight.data, bias.data, y.data, mean.data, inv_std.data});
     }
@@ -132,7 +132,7 @@ py::tuple layer_norm_backward(const py::array& x_array, const Rows& shape, py::h
     const Output<T> grad_x({needs.x ? rows : 0, columns}), grad_w({needs.w ? columns : 0}),
         grad_b({needs.b ? columns : 0});
     {
-        const py::gil_scoped_release unlocked;
+        const Unlocked unlocked;
         kernels<T>().layer_norm_backward({rows, columns, grad_y.data, x.data, weight.data, mean.data, inv_std.data,
                                           needs.x ? grad_x.data : nullptr, needs.w ? grad_w.data : nullptr,
                                           needs.b ? grad_b.data : nullptr});
@@ -154,7 +154,7 @@ py::array dropout(py::handle given, py::handle p_given, py::handle key_given, co
         const py::array x = to_contiguous(array);
         const Output<T> y({x.size()});
         {
-            const py::gil_scoped_release unlocked;
+            const Unlocked unlocked;
             kernels<T>().dropout({x.size(), p, key, static_cast<const T*>(x.data()), y.data});
         }
         return reshaped(y.array, extents_of(array));

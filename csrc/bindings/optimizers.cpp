@@ -43,7 +43,7 @@ py::tuple run(const ArrayLists<T>& lists, const Gradients& gradients, const char
     double norm = gradients.norm;
     int64_t non_finite = -1;
     {
-        const py::gil_scoped_release unlocked;
+        const Unlocked unlocked;
         Parameters<T> list = lists.list(clipping.clip_value);
         if (!gradients.norm_given) kernels<T>().gradient_norm({list, &norm, &non_finite});
         if (!std::isnan(norm)) {
@@ -145,7 +145,7 @@ double global_norm(py::handle arrays, py::handle clip_value) {
         py::array array = to_array(items[i], argument);
         float_dtype(array, argument) == DType::float32 ? singles.add(std::move(array)) : doubles.add(std::move(array));
     }
-    const py::gil_scoped_release unlocked;
+    const Unlocked unlocked;
     const double of_singles = singles.norm(limit), of_doubles = doubles.norm(limit);
     // With one dtype these are the bits that a step computes by itself.
     if (of_doubles == 0) return of_singles;

@@ -24,7 +24,7 @@ py::tuple max_pool(const Pool& pool, const py::array& given) {
     py::array indices = new_indices(pool.pooled());
     auto* places = static_cast<int64_t*>(indices.mutable_data());
     {
-        const py::gil_scoped_release unlocked;
+        const Unlocked unlocked;
         kernels<T>().max_pool_forward({pool.shape, static_cast<const T*>(x.data()), y.data, places});
     }
     return py::make_tuple(y.array, indices);
@@ -36,7 +36,7 @@ py::array max_pool_backward(const Images& windows, const Images& images, const p
     const Output<T> grad_x = output_of<T>(images);
     bool outside = false;
     {
-        const py::gil_scoped_release unlocked;
+        const Unlocked unlocked;
         kernels<T>().max_pool_backward({images.batch, images.channels, images.plane(), windows.plane(),
                                         images.channels_last, static_cast<const T*>(grad_y.data()), indices.data,
                                         grad_x.data, &outside});
@@ -50,7 +50,7 @@ py::array avg_pool(const Pool& pool, bool count_padding, const py::array& given)
     const py::array x = to_contiguous(given);
     const Output<T> y = output_of<T>(pool.pooled());
     {
-        const py::gil_scoped_release unlocked;
+        const Unlocked unlocked;
         kernels<T>().avg_pool_forward({pool.shape, count_padding, static_cast<const T*>(x.data()), y.data});
     }
     return y.array;
@@ -61,7 +61,7 @@ py::array avg_pool_backward(const Pool& pool, bool count_padding, const py::arra
     const py::array grad_y = to_contiguous(given);
     const Output<T> grad_x = output_of<T>(pool.images);
     {
-        const py::gil_scoped_release unlocked;
+        const Unlocked unlocked;
         kernels<T>().avg_pool_backward({pool.shape, count_padding, static_cast<const T*>(grad_y.data()), grad_x.data});
     }
     return grad_x.array;
@@ -72,7 +72,7 @@ py::array global_avg_pool(const Images& images, const py::array& given) {
     const py::array x = to_contiguous(given);
     const Output<T> y({images.batch, images.channels});
     {
-        const py::gil_scoped_release unlocked;
+        const Unlocked unlocked;
         kernels<T>().global_avg_pool({images.batch, images.channels, images.plane(), images.channels_last,
                                       static_cast<const T*>(x.data()), y.data});
     }

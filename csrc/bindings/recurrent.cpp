@@ -51,7 +51,7 @@ py::tuple forward(const RecurrentShape& shape, const GivenLayer<py::array>& give
         tape_object = py::cast(std::move(tape));
     }
     {
-        const py::gil_scoped_release unlocked;
+        const Unlocked unlocked;
         const int64_t last = batch * hidden;
         if (steps == 0 || batch == 0) {
             copy_or_zero(p.layer.h0, h_n.data, last);
@@ -106,7 +106,7 @@ py::tuple backward(const Tape& tape, py::handle grad_out, const State& grad_stat
     RecurrentBackward<T> p = backward_of<T>(tape);
     grads.set(p, in, truncation);
     {
-        const py::gil_scoped_release unlocked;
+        const Unlocked unlocked;
         if (shape.steps == 0 || shape.batch == 0) {
             pass_through(p, &copy_or_zero<T>);
         } else {
@@ -164,7 +164,7 @@ py::tuple lag_norms(const Tape& tape, py::handle grad_out_given, int64_t lags, b
     p.lag_norms = norms.data;
     p.lag_sums = totals ? totals->data : nullptr;
     {
-        const py::gil_scoped_release unlocked;
+        const Unlocked unlocked;
         for (int64_t lag = 0; lag < lags && row > 0; ++lag) {
             T* to = norms.data + lag * row;
             const int64_t before_step_0 = std::min(lag, steps) * batch;

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "../api_recurrent.h"
-#include "check.h"
+#include "host_arrays.h"
 
 namespace tbptt::python {
 
@@ -29,33 +29,6 @@ Cell read_nonlinearity(py::handle given, const char* op);
 // A tape of `cell`'s forward pass, or a ValueError that names both.
 void check_tape_of(Cell tape, Cell cell, const Argument& argument);
 std::string describe_tape(const RecurrentShape& shape, DType dtype, std::size_t nbytes);
-
-// A fresh output.
-template <class T>
-struct Made {
-    py::object array = py::none();
-    T* data = nullptr;
-};
-
-// NumPy's arrays, and what others export from CPU memory.
-struct HostArrays {
-    template <class T, class Given>
-    Input<T> input(const Given& given, std::initializer_list<int64_t> shape, const Argument& argument) const {
-        return python::input<T>(given, shape, argument);
-    }
-    template <class T>
-    Input<T> optional_input(py::handle given, std::initializer_list<int64_t> shape, const Argument& argument) const {
-        return python::optional_input<T>(given, shape, argument);
-    }
-    Input<std::uint8_t> mask(py::handle given, std::initializer_list<int64_t> shape, const Argument& argument) const {
-        return optional_mask(given, shape, argument);
-    }
-    template <class T>
-    Made<T> make(std::initializer_list<int64_t> shape) const {
-        Output<T> output(shape);
-        return {std::move(output.array), output.data};
-    }
-};
 
 // What a caller gives to a forward pass, unread. `Array`: x and w_hh have told the shape already.
 template <class Array>

@@ -85,7 +85,7 @@ template <double (*KernelTable::*measure)(int, double)>
 double measured(int threads, double seconds) {
     if (threads < 1 || threads > max_threads)
         throw py::value_error("threads: expected 1 to " + std::to_string(max_threads));
-    const py::gil_scoped_release unlocked;
+    const Unlocked unlocked;
     return (active_kernels().*measure)(threads, seconds);
 }
 

@@ -29,6 +29,7 @@ struct CellShape {
     bool
         candidate_apart;  // the last gate's recurrent part (with its bias) is used on its own, as in the GRU: dgates then
                           // are [candidate's input part, other gates…, candidate's recurrent part]
+    unsigned sigmoids = 0;  // which of the saved values are sigmoids, by their bits
 
     constexpr int kept() const { return saved + has_c; }  // with c behind them
 

@@ -11,7 +11,7 @@ struct Gru {
     using V = typename M::Value;
     // The candidate's input and recurrent parts have different gradients. Both are kept, at the two ends, so that the
     // columns that meet W_ih (n_x, r, z) and those that meet W_hh (r, z, n_h) are each contiguous.
-    static constexpr CellShape shape{3, 4, 4, false, true, true};
+    static constexpr CellShape shape{3, 4, 4, false, true, true, 0b0011};
 
     static TBPTT_CELL void forward(const V* input, const V* recurrent, V h_before, V, V* saved, V& h, V&) {
         const V r = M::sigmoid(input[0] + recurrent[0]);

@@ -10,7 +10,7 @@ namespace tbptt {
 template <class M>
 struct Lstm {
     using V = typename M::Value;
-    static constexpr CellShape shape{4, 4, 4, true, true, false};
+    static constexpr CellShape shape{4, 4, 4, true, true, false, 0b1011};
 
     // p: the peepholes of i, f and o, or null
     static TBPTT_CELL void forward(const V* input, const V* recurrent, V, V c_before, V* saved, V& h, V& c,

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "../api.h"
+#include "bfloat16.h"
 #include "runtime.h"
 
 namespace tbptt {

@@ -1,4 +1,6 @@
 // Convolution and its transpose, forward and backward.
+#include <algorithm>
+
 #include "api.h"
 #include "convolution_bias.h"
 #include "convolution_correlate.h"
@@ -34,8 +36,7 @@ void set_forward(const ConvolutionShape& s, Sum& p) {
 // Calls run() with phases of the transpose, as many at a time as one launch takes.
 template <class T, class Sum, class Run>
 void for_phases(const ConvolutionShape& s, Sum& p, Run run) {
-    const auto count = [](std::int64_t size, std::int64_t stride) { return size < stride ? size : stride; };
-    const std::int64_t all_down = count(s.height, s.stride_y), all_across = count(s.width, s.stride_x);
+    const std::int64_t all_down = std::min(s.height, s.stride_y), all_across = std::min(s.width, s.stride_x);
     p.source_images = output_images(s);
     p.target_images = input_images(s);
     p.step_y = p.step_x = 1;
@@ -99,10 +100,18 @@ void correlation(const ConvolutionForward<T>& f, const Call& call) {
     p.bias = f.b;
     p.target = f.y;
     if (!s.transposed) {
+        p.parts = parts_of(p, 1, s.batch * s.out_height * s.out_width, kernel);
         set_forward<T>(s, p);
-        return correlate_phases(p, call);
+        return correlate_in_parts(p, output_images(s), call.stream, [&] { correlate_phases(p, call); });
     }
-    for_phases<T>(s, p, [&] { correlate_phases(p, call); });
+    // phases that meet taps, as if all had the same size
+    const std::int64_t down = std::min(s.height, s.stride_y), across = std::min(s.width, s.stride_x);
+    if (down * across == 0) return;
+    p.parts = parts_of(p, std::min(down, s.kernel_height) * std::min(across, s.kernel_width),
+                       s.batch * divide_up(s.height, down) * divide_up(s.width, across),
+                       divide_up(s.kernel_height, s.stride_y) * divide_up(s.kernel_width, s.stride_x));
+    correlate_in_parts(p, input_images(s), call.stream,
+                       [&] { for_phases<T>(s, p, [&] { correlate_phases(p, call); }); });
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
 // Correlations as products: pixels of the target are rows, channels of the target columns, and the depth is what a pixel
-// meets, all channels of a group at each tap.
+// meets, all channels of a group at each tap. Where rows and columns are too few for a large chip, the depth is cut in parts
+// that the problem alone decides; they are added up in their order.
 #pragma once
 
 #include "activation.h"
@@ -22,12 +23,14 @@ struct Correlation {
     bool last;   // channels are neighbours in memory
     bool whole;  // one phase that is all of the target
     bool relu;
+    int parts;               // of the depth
+    std::int64_t part_size;  // values of the target; 0: there is one part
     const T* source;
     // Element (column, depth) of a tap: w[group·w_group + column·w_column + depth·w_depth + tap]
     const T* w;
     std::int64_t w_group, w_column, w_depth;
     const T* bias;  // or null
-    T* target;
+    T* target;      // of the first part
     // What the kernels read: a matrix of columns and depths for each phase and group, of this stride, in whole groups.
     const T* factors;
     std::int64_t factors_of[most_phases_down * most_phases_across],
@@ -79,7 +82,8 @@ class CorrelationTarget {
           first_row_(first_row),
           first_column_(first_column),
           rows_(rows_of(p, down, across)),
-          channels_(p.target + (std::int64_t{group} * p.columns + first_column) * p.target_images.channel),
+          channels_(p.target + blockIdx.z * p.part_size +
+                    (std::int64_t{group} * p.columns + first_column) * p.target_images.channel),
           bias_(p.bias ? p.bias + std::int64_t{group} * p.columns : nullptr) {}
 
     TBPTT_DEVICE T start(int column) const {
@@ -166,21 +170,23 @@ __global__ void __launch_bounds__(Tile::threads, 2) correlate(const Correlation<
     const int group = shared / row_tiles, first_row = (shared - group * row_tiles) * Tile::rows;
     const int rows = rows_of(p, down, across), depth = down.taps * across.taps * p.depth;
     if (first_row >= rows) return;
+    const int all_chunks = (depth + Tile::depth - 1) / Tile::depth, part_chunks = (all_chunks + p.parts - 1) / p.parts;
+    const int first_chunk = static_cast<int>(blockIdx.z) * part_chunks, left_over = all_chunks - first_chunk;
+    const int chunks = left_over < part_chunks ? left_over : part_chunks, first_depth = first_chunk * Tile::depth;
 
     T* memory = shared_memory<T>();
     const Images& images = p.source_images;
     Left left(p.source + std::int64_t{group} * p.depth * images.channel, images.height, images.width,
               PixelPlaces{down, across, images, p.step_y, p.step_x, first_row, rows},
-              TapPlaces{down, across, images, p.by_depth, false, 0, depth},
+              TapPlaces{down, across, images, p.by_depth, false, first_depth, depth},
               reinterpret_cast<PackedPlace*>(memory + Tile::stages * Tile::stage));
     const std::int64_t stride = p.factors_stride[phase];
-    Right right(
-        p.factors + p.factors_of[phase] + group * p.factors_group[phase] + first_column * (Tile::along ? stride : 1),
-        stride, p.columns - first_column, depth);
+    Right right(p.factors + p.factors_of[phase] + group * p.factors_group[phase] +
+                    first_column * (Tile::along ? stride : 1) + first_depth * (Tile::along ? 1 : stride),
+                stride, p.columns - first_column, depth - first_depth);
     CorrelationTarget<T> target(p, down, across, group, first_row, first_column);
     __syncthreads();
-    if constexpr (is_launched<Tile>)
-        multiply_tile<Tile, Exact>(left, right, (depth + Tile::depth - 1) / Tile::depth, memory, target);
+    if constexpr (is_launched<Tile>) multiply_tile<Tile, Exact>(left, right, chunks, memory, target);
 }
 
 template <class T>
@@ -194,6 +200,15 @@ int most_rows(const Correlation<T>& p) {
     return most;
 }
 
+// Of a launch, those that meet any tap: the others only write zeros.
+template <class T>
+int busy_phases(const Correlation<T>& p) {
+    int down = 0, across = 0;
+    for (int i = 0; i < p.phases_down; ++i) down += p.down[i].taps > 0;
+    for (int i = 0; i < p.phases_across; ++i) across += p.across[i].taps > 0;
+    return down * across;
+}
+
 template <class Tile, bool Exact, bool Groups>
 void run_correlation(const Correlation<typename Tile::T>& p, Stream stream) {
     using Left = GatherLoader<Tile, Tile::rows, Groups, PixelPlaces, TapPlaces>;
@@ -201,6 +216,7 @@ void run_correlation(const Correlation<typename Tile::T>& p, Stream stream) {
     grid.x = static_cast<unsigned>(
         to_index(p.groups * divide_up(most_rows(p), Tile::rows) * divide_up(p.columns, Tile::columns)));
     grid.y = static_cast<unsigned>(p.phases_down * p.phases_across);
+    grid.z = static_cast<unsigned>(p.parts);
     grid.threads = Tile::threads;
     grid.shared_bytes = Tile::shared_bytes + Left::table_size * sizeof(PackedPlace);
     launch(correlate<Tile, Exact, Groups>, grid, stream, p);
@@ -211,19 +227,21 @@ void choose_tile(const Correlation<double>& p, const Call& call) {
     run_correlation<ProductTile<double, 64, 64, 32, 32, Along>, true, Groups>(p, call.stream);
 }
 
-// The largest tile that gives every multiprocessor one: what a warp reads of shared memory falls with its size. The order of
-// sums does not depend on it.
+// The largest tile that gives every multiprocessor one: what a warp reads of shared memory falls with its size. Parts were
+// made for the smallest. The order of sums does not depend on it.
 template <bool Along, bool Groups>
 void choose_tile(const Correlation<float>& p, const Call& call) {
     const Device& device = current_device();
     const auto fills = [&](int rows, int columns) {
-        return p.groups * divide_up(most_rows(p), rows) * divide_up(p.columns, columns) >= device.multiprocessors;
+        const std::int64_t tiles = p.groups * divide_up(most_rows(p), rows) * divide_up(p.columns, columns);
+        return p.parts == 1 && busy_phases(p) * tiles >= device.multiprocessors;
     };
     using Large = ProductTile<float, 128, 128, 64, 64, Along>;
     using Middle = ProductTile<float, 128, 64, 64, 32, Along>;
     using Small = ProductTile<float, 64, 64, 32, 32, Along>;
+    using Exact = ProductTile<float, Along ? 128 : 64, 64, Along ? 64 : 32, 32, Along>;  // what registers hold
     if (call.exact)
-        return fills(128, 64) ? run_correlation<Middle, true, Groups>(p, call.stream)
+        return fills(128, 64) ? run_correlation<Exact, true, Groups>(p, call.stream)
                               : run_correlation<Small, true, Groups>(p, call.stream);
     if (p.columns > 64 && fills(128, 128) && device.capability >= 80)
         return run_correlation<Large, false, Groups>(p, call.stream);
@@ -296,6 +314,61 @@ void correlate_phases(Correlation<T>& p, const Call& call) {
         same&& plane % group == 0 && in_groups(p.source) ? choose_tile<false, true>(p, call)
                                                          : choose_tile<false, false>(p, call);
     }
+}
+
+// Everything of the target: the sum of its parts, with what a tile otherwise begins and ends with.
+template <class T>
+struct CorrelationSum {
+    int count, parts;
+    Divisor by_plane, by_channels;  // by_plane: 1 with channels last
+    bool relu;
+    const T* from;  // [parts, count]
+    const T* bias;  // or null
+    T* to;
+};
+
+template <class T>
+__global__ void add_correlations(const CorrelationSum<T> p) {
+    for (std::int64_t i = global_index(); i < p.count; i += global_count()) {
+        const int plane = p.by_plane.quotient(static_cast<int>(i));
+        T sum = p.bias ? p.bias[p.by_channels.remainder(plane, p.by_channels.quotient(plane))] : T(0);
+#pragma unroll 4
+        for (int part = 0; part < p.parts; ++part) sum += p.from[std::int64_t{part} * p.count + i];
+        p.to[i] = p.relu ? ScalarMath<T>::relu(sum) : sum;
+    }
+}
+
+// Into how many parts the depth is cut: small tiles, four on each multiprocessor of a large chip, none of them short.
+template <class T>
+int parts_of(const Correlation<T>& p, std::int64_t phases, std::int64_t rows, std::int64_t taps) {
+    constexpr std::int64_t blocks = 528, tile = 64, least = 16;
+    const std::int64_t tiles = phases * p.groups * divide_up(rows, tile) * divide_up(p.columns, tile);
+    const std::int64_t chunks = taps * p.depth / (4 * Group<T>::size);
+    if (tiles == 0) return 1;
+    const std::int64_t parts = blocks / tiles < chunks / least ? blocks / tiles : chunks / least;
+    return static_cast<int>(parts > 1 ? parts : 1);
+}
+
+// run() makes the target; where the depth is cut, its parts, which are then added up.
+template <class T, class Run>
+void correlate_in_parts(Correlation<T>& p, const Images& images, Stream stream, const Run& run) {
+    if (p.parts == 1) return run();
+    const std::int64_t plane = p.last ? 1 : std::int64_t{images.height} * images.width;
+    CorrelationSum<T> sum{to_index(p.batch * images.image),
+                          p.parts,
+                          divide_by(plane),
+                          divide_by(images.channels),
+                          p.relu,
+                          nullptr,
+                          p.bias,
+                          p.target};
+    const Scratch<T> parts(std::int64_t{p.parts} * sum.count, stream);
+    sum.from = p.target = parts;
+    p.part_size = sum.count;
+    p.bias = nullptr;
+    p.relu = false;
+    run();
+    launch(add_correlations<T>, grid_for(sum.count), stream, sum);
 }
 
 }  // namespace cuda

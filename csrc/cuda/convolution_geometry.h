@@ -33,9 +33,8 @@ inline Divisor divide_by(std::int64_t divisor) {
 // Indices in kernels are of 32 bits, with room for a sum of two.
 inline int to_index(std::int64_t value) {
     if (value < 0 || value >= std::int64_t{1} << 30)
-        throw std::length_error(
-            "a convolution on cuda: expected sizes, pixels and weights of a channel below 2**30, got " +
-            std::to_string(value));
+        throw std::length_error("expected sizes, pixels and weights of a channel below 2**30 on cuda, got " +
+                                std::to_string(value));
     return static_cast<int>(value);
 }
 

@@ -231,9 +231,10 @@ void choose_weight_tile(WeightGradient<float>& p, float* grad_w, const Call& cal
     using Large = ProductTile<float, 128, 128, 64, 64, Along>;
     using Middle = ProductTile<float, 128, 64, 64, 32, Along>;
     using Small = ProductTile<float, 64, 64, 32, 32, Along>;
+    using Exact = ProductTile<float, Along ? 128 : 64, 64, Along ? 64 : 32, 32, Along>;  // what registers hold
     const int weights = p.down.taps * p.across.taps * p.depth;
     if (call.exact)
-        return p.columns > 64 ? run_weights<Middle, true, GroupsG, GroupsX>(p, grad_w, call.stream)
+        return p.columns > 64 ? run_weights<Exact, true, GroupsG, GroupsX>(p, grad_w, call.stream)
                               : run_weights<Small, true, GroupsG, GroupsX>(p, grad_w, call.stream);
     if (p.columns > 64 && weights > 64 && current_device().capability >= 80)
         return run_weights<Large, false, GroupsG, GroupsX>(p, grad_w, call.stream);

@@ -9,6 +9,8 @@
 #if defined(TBPTT_EMULATED) || defined(__CUDACC__)
 #define TBPTT_KERNELS
 
+#include "bfloat16.h"
+
 #ifdef TBPTT_EMULATED
 #include "emulator.h"
 #else
@@ -46,22 +48,30 @@ TBPTT_DEVICE V load_shared_by_grid(const V* from) {
     return __ldcg(from);
 }
 
-// Copies of one access (4, 8 or 16 bytes) to shared memory that go on while the thread works; zeros where not `valid`, and then
+template <class Access>
+TBPTT_DEVICE void copy_now(void* to, const void* from, bool valid) {
+    Access value{};
+    if (valid) value = *static_cast<const Access*>(from);
+    *static_cast<Access*>(to) = value;
+}
+
+// Copies of one access (2, 4, 8 or 16 bytes) to shared memory that go on while the thread works; zeros where not `valid`, and then
 // `from` may be anything.
 template <class Access>
 TBPTT_DEVICE void copy_async(void* to, const void* from, bool valid) {
 #if __CUDA_ARCH__ >= 800
     constexpr int bytes = sizeof(Access);
-    const unsigned place = static_cast<unsigned>(__cvta_generic_to_shared(to));
-    if (bytes == 16)
+    [[maybe_unused]] const unsigned place = static_cast<unsigned>(__cvta_generic_to_shared(to));
+    if constexpr (bytes == 16) {
         asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(place), "l"(from), "r"(valid ? 16 : 0));
-    else
+    } else if constexpr (bytes >= 4) {
         asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(place), "l"(from), "n"(bytes),
                      "r"(valid ? bytes : 0));
+    } else {
+        copy_now<Access>(to, from, valid);
+    }
 #else
-    Access value{};
-    if (valid) value = *static_cast<const Access*>(from);
-    *static_cast<Access*>(to) = value;
+    copy_now<Access>(to, from, valid);
 #endif
 }
 
@@ -104,6 +114,12 @@ TBPTT_DEVICE void wait_for_cluster() {
 TBPTT_DEVICE void pause_in_spin() { __nanosleep(20); }
 
 #endif
+
+TBPTT_DEVICE Bfloat16 load_shared_by_grid(const Bfloat16* from) {
+    Bfloat16 value;
+    value.bits = load_shared_by_grid(&from->bits);
+    return value;
+}
 
 TBPTT_DEVICE int lane_index() { return static_cast<int>(threadIdx.x) % warp_size; }
 TBPTT_DEVICE int warp_index() { return static_cast<int>(threadIdx.x) / warp_size; }

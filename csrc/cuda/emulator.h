@@ -164,6 +164,9 @@ inline void __syncwarp() { ::tbptt::emulator::warp_barrier(); }
 inline void __threadfence() {}
 inline float __expf(float x) { return std::exp(x); }
 
+struct alignas(16) uint4 {
+    unsigned x, y, z, w;
+};
 struct alignas(16) float4 {
     float x, y, z, w;
 };

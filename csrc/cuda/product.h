@@ -12,6 +12,8 @@ namespace cuda {
 // both (across).
 template <class T>
 struct Product {
+    using Sum = Real<T>;
+
     std::int64_t rows, columns, depth;
     bool along;
     const T* a;
@@ -23,10 +25,11 @@ struct Product {
     std::int64_t bias_2_count;
     T* c;  // out = [rows, columns], in rows of `c_stride`
     std::int64_t c_stride;
-    int parts;   // of the depth; found by `multiply`
-    T* partial;  // [parts, rows, columns] where there are several
+    int parts;     // of the depth; found by `multiply`
+    Sum* partial;  // [parts, rows, columns] where there are several
+    bool pairs;    // found, too: two columns may be written at once
 
-    TBPTT_DEVICE T biased(T value, std::int64_t column) const {
+    TBPTT_DEVICE Sum biased(Sum value, std::int64_t column) const {
         if (bias) value += bias[column];
         if (bias_2 && column < bias_2_count) value += bias_2[column];
         return value;
@@ -36,39 +39,48 @@ struct Product {
 // Where a block's tile goes.
 template <class T>
 class ProductTarget {
+    using Sum = Real<T>;
+
    public:
     TBPTT_DEVICE ProductTarget(const Product<T>& p, std::int64_t first_row, std::int64_t first_column)
         : p_(p),
           first_row_(first_row),
           first_column_(first_column),
-          to_(p.parts == 1 ? p.c : p.partial + blockIdx.z * p.rows * p.columns),
-          stride_(p.parts == 1 ? p.c_stride : p.columns) {}
+          partial_(p.parts == 1 ? nullptr : p.partial + blockIdx.z * p.rows * p.columns) {}
 
-    TBPTT_DEVICE T start(int) const { return T(0); }
+    TBPTT_DEVICE Sum start(int) const { return Sum(0); }
 
     TBPTT_DEVICE std::int64_t row(int row) const { return first_row_ + row; }
-    TBPTT_DEVICE void columns(std::int64_t row, int column, const T (&pair)[2]) const {
+    TBPTT_DEVICE void columns(std::int64_t row, int column, const Sum (&pair)[2]) const {
+        const std::int64_t at = first_column_ + column;
+        if (p_.pairs && row < p_.rows && at + 1 < p_.columns) {
+            const Group<T, 2> values{{T(p_.biased(pair[0], at)), T(p_.biased(pair[1], at + 1))}};
+            *reinterpret_cast<Group<T, 2>*>(p_.c + row * p_.c_stride + at) = values;
+            return;
+        }
 #pragma unroll
         for (int c = 0; c < 2; ++c) put(row, first_column_ + column + c, pair[c]);
     }
 
     TBPTT_DEVICE std::int64_t run(int row) const { return first_row_ + row; }
     template <int N>
-    TBPTT_DEVICE void rows(std::int64_t row, int column, const T (&values)[N]) const {
+    TBPTT_DEVICE void rows(std::int64_t row, int column, const Sum (&values)[N]) const {
 #pragma unroll
         for (int r = 0; r < N; ++r) put(row + r, first_column_ + column, values[r]);
     }
 
    private:
-    TBPTT_DEVICE void put(std::int64_t row, std::int64_t column, T value) const {
-        if (row < p_.rows && column < p_.columns)
-            to_[row * stride_ + column] = p_.parts == 1 ? p_.biased(value, column) : value;
+    TBPTT_DEVICE void put(std::int64_t row, std::int64_t column, Sum value) const {
+        if (row >= p_.rows || column >= p_.columns) return;
+        if (partial_)
+            partial_[row * p_.columns + column] = value;
+        else
+            p_.c[row * p_.c_stride + column] = T(p_.biased(value, column));
     }
 
     const Product<T>& p_;
     const std::int64_t first_row_, first_column_;
-    T* const to_;
-    const std::int64_t stride_;
+    Sum* const partial_;
 };
 
 template <class Tile, bool Exact, bool Groups>
@@ -94,9 +106,9 @@ template <class T>
 __global__ void sum_parts(const Product<T> p) {
     const std::int64_t size = p.rows * p.columns;
     for (std::int64_t i = global_index(); i < size; i += global_count()) {
-        T sum = 0;
+        Real<T> sum = 0;
         for (int part = 0; part < p.parts; ++part) sum += p.partial[part * size + i];
-        p.c[i / p.columns * p.c_stride + i % p.columns] = p.biased(sum, i % p.columns);
+        p.c[i / p.columns * p.c_stride + i % p.columns] = T(p.biased(sum, i % p.columns));
     }
 }
 
@@ -109,8 +121,9 @@ void launch_product(Product<typename Tile::T> p, const Call& call) {
     constexpr std::int64_t blocks = 264, deep = 512;
     const std::int64_t wanted = blocks / (down * across), most = divide_up(p.depth, deep);
     p.parts = static_cast<int>(wanted < 1 || most < 1 ? 1 : wanted < most ? wanted : most);
-    const Scratch<T> partial(p.parts > 1 ? p.parts * p.rows * p.columns : 0, call.stream);
+    const Scratch<Real<T>> partial(p.parts > 1 ? p.parts * p.rows * p.columns : 0, call.stream);
     p.partial = partial;
+    p.pairs = p.parts == 1 && p.c_stride % 2 == 0 && reinterpret_cast<std::uintptr_t>(p.c) % (2 * sizeof(T)) == 0;
     Grid grid;
     grid.x = static_cast<unsigned>(down);
     grid.y = static_cast<unsigned>(across);
@@ -135,6 +148,11 @@ void multiply(const Product<float>& p, const Call& call) {
 template <bool Along>
 void multiply(const Product<double>& p, const Call& call) {
     launch_product<ProductTile<double, 64, 64, 32, 32, Along>, true>(p, call);
+}
+
+template <bool Along>
+void multiply(const Product<Bfloat16>& p, const Call& call) {
+    launch_product<ProductTile<Bfloat16, 128, 128, 64, 64, Along>, true>(p, call);
 }
 
 // c = a·bᵀ and biases.

@@ -1,54 +1,11 @@
-// The recurrent layers' entries: one unit for each type would compile the same code twice.
-#include "../cells/gru.h"
-#include "../cells/lstm.h"
-#include "../cells/rnn.h"
-#include "recurrent_backward.h"
-#include "recurrent_forward.h"
+// The recurrent layers in float32 and float64, which share what does not depend on the type.
+#include "recurrent_entry.h"
 
 namespace tbptt {
 namespace cuda {
 
-namespace {
-
-// Calls `run` with the cell, as a template.
-template <template <class> class CellOf>
-struct OfCell {
-    template <class T>
-    static void forward(const RecurrentForward<T>& p, const Call& call) {
-        run_forward<T, CellOf>(p, call);
-    }
-    template <class T>
-    static void backward(const RecurrentBackward<T>& p, Truncation truncation, const Call& call) {
-        run_backward<T, CellOf>(p, truncation, call);
-    }
-    static constexpr CellShape shape = CellOf<ScalarMath<float>>::shape;
-};
-
-template <class Run>
-auto with_cell(Cell cell, const Run& run) {
-    switch (cell) {
-        case Cell::rnn_tanh: return run(OfCell<RnnTanh>{});
-        case Cell::rnn_relu: return run(OfCell<RnnRelu>{});
-        case Cell::gru: return run(OfCell<Gru>{});
-        case Cell::lstm: break;
-    }
-    return run(OfCell<Lstm>{});
-}
-
-}  // namespace
-
 std::int64_t tape_values(Cell cell) {
     return with_cell(cell, [](auto of) -> std::int64_t { return decltype(of)::shape.kept(); });
-}
-
-template <class T>
-void recurrent_forward(const RecurrentForward<T>& p, const Call& call) {
-    with_cell(p.layer.shape.cell, [&](auto of) { decltype(of)::forward(p, call); });
-}
-
-template <class T>
-void recurrent_backward(const RecurrentBackward<T>& p, Truncation truncation, const Call& call) {
-    with_cell(p.layer.shape.cell, [&](auto of) { decltype(of)::backward(p, truncation, call); });
 }
 
 template void recurrent_forward(const RecurrentForward<float>&, const Call&);

@@ -54,6 +54,9 @@ struct Shapes<float, Many::many, Exact> {
     using Backward = WalkShape<2, 8, 1>;
 };
 
+template <Many rows, bool Exact>
+struct Shapes<Bfloat16, rows, Exact> : Shapes<float, rows, false> {};
+
 // Calls `launch` with the shapes of a walk of so many rows and with whether products are exact.
 template <class T, class Launch>
 void choose_walk(std::int64_t rows, const Call& call, const Launch& launch) {
@@ -69,14 +72,18 @@ void choose_walk(std::int64_t rows, const Call& call, const Launch& launch) {
     with(std::integral_constant<Many, Many::many>{});
 }
 
+// Four elements of the depth, which are eight values of bfloat16.
 template <class T>
 struct Four {
-    T v[4];
+    static constexpr int values = 4 * packed_values<T>;
+    Packed<T> v[4];
 };
 
 TBPTT_DEVICE Four<float> four_of(const float4& f) { return {{f.x, f.y, f.z, f.w}}; }
 
-// Four values that lie side by side, 16 bytes aligned.
+TBPTT_DEVICE Four<Bfloat16> four_of(const uint4& f) { return {{{f.x}, {f.y}, {f.z}, {f.w}}}; }
+
+// Those that lie side by side, 16 bytes aligned.
 TBPTT_DEVICE Four<float> load_aligned(const float* from) { return four_of(*reinterpret_cast<const float4*>(from)); }
 TBPTT_DEVICE Four<float> load_aligned_by_grid(const float* from) {
     return four_of(load_shared_by_grid(reinterpret_cast<const float4*>(from)));
@@ -91,15 +98,26 @@ TBPTT_DEVICE Four<double> load_aligned_by_grid(const double* from) {
     return {{a.x, a.y, b.x, b.y}};
 }
 
-// Values k … k+3 of a row of `depth` values, which other blocks may have written; zeros behind it, and for no row.
+TBPTT_DEVICE Four<Bfloat16> load_aligned(const Bfloat16* from) {
+    return four_of(*reinterpret_cast<const uint4*>(from));
+}
+TBPTT_DEVICE Four<Bfloat16> load_aligned_by_grid(const Bfloat16* from) {
+    return four_of(load_shared_by_grid(reinterpret_cast<const uint4*>(from)));
+}
+
+// Values k … of a row of `depth` values, which other blocks may have written; zeros behind it, and for no row.
 template <class T>
 TBPTT_DEVICE Four<T> load_four(const T* row, std::int64_t k, std::int64_t depth, bool aligned) {
     Four<T> r{};
     if (!row || k >= depth) return r;
     if (aligned) return load_aligned_by_grid(row + k);
+    const auto value = [&](std::int64_t at) { return at < depth ? load_shared_by_grid(row + at) : T(0); };
 #pragma unroll
     for (int i = 0; i < 4; ++i)
-        if (k + i < depth) r.v[i] = load_shared_by_grid(row + k + i);
+        if constexpr (packed_values<T> == 2)
+            r.v[i] = pair_of(value(k + 2 * i), value(k + 2 * i + 1));
+        else
+            r.v[i] = value(k + i);
     return r;
 }
 
@@ -113,7 +131,7 @@ struct BlockWeights {
     int units;  // that there are
     bool aligned;
 
-    // 16 (float) or 8 (double) values more than a multiple of 128 bytes
+    // 64 bytes more than a multiple of 128
     static constexpr TBPTT_BOTH std::int64_t stride(std::int64_t depth) {
         constexpr std::int64_t line = 128 / sizeof(T);
         return (depth + line - 1) / line * line + line / 2;
@@ -126,16 +144,18 @@ struct BlockWeights {
     }
 };
 
-// One warp's part of rows·weightsᵀ. The order of the depth is free: a lane takes four values that lie side by side, which
+// One warp's part of rows·weightsᵀ. The order of the depth is free: a lane takes four elements that lie side by side, which
 // makes its loads wide, and feeds them to the tiles as the columns of two strips of 8.
 template <class Shape, int Gates, bool Exact, class Source, class T>
 TBPTT_DEVICE void multiply_rows(const Source& source, const BlockWeights<T>& weights, std::int64_t depth,
-                                T (&sums)[Shape::row_tiles][Gates * Shape::unit_tiles][4]) {
+                                Real<T> (&sums)[Shape::row_tiles][Gates * Shape::unit_tiles][4]) {
+    using Element = Packed<T>;
+    constexpr std::int64_t strip_values = 4 * Four<T>::values;
     const int g = lane_index() / 4, t = lane_index() % 4, split = warp_index() % Shape::splits;
-    const std::int64_t strips = (depth + 15) / 16;
+    const std::int64_t strips = (depth + strip_values - 1) / strip_values;
     const std::int64_t begin = strips * split / Shape::splits, end = strips * (split + 1) / Shape::splits;
     for (std::int64_t strip = begin; strip < end; ++strip) {
-        const std::int64_t k = strip * 16 + 4 * t;
+        const std::int64_t k = strip * strip_values + Four<T>::values * t;
         Four<T> top[Shape::row_tiles], bottom[Shape::row_tiles];
 #pragma unroll
         for (int i = 0; i < Shape::row_tiles; ++i) {
@@ -149,11 +169,11 @@ TBPTT_DEVICE void multiply_rows(const Source& source, const BlockWeights<T>& wei
                 const Four<T> w = weights.template load<Shape::units>(gate, unit * tile_columns + g, k);
 #pragma unroll
                 for (int half = 0; half < 2; ++half) {
-                    const T b[2] = {w.v[2 * half], w.v[2 * half + 1]};
+                    const Element b[2] = {w.v[2 * half], w.v[2 * half + 1]};
 #pragma unroll
                     for (int i = 0; i < Shape::row_tiles; ++i) {
-                        const T a[4] = {top[i].v[2 * half], bottom[i].v[2 * half], top[i].v[2 * half + 1],
-                                        bottom[i].v[2 * half + 1]};
+                        const Element a[4] = {top[i].v[2 * half], bottom[i].v[2 * half], top[i].v[2 * half + 1],
+                                              bottom[i].v[2 * half + 1]};
                         multiply_add<Exact>(sums[i][gate * Shape::unit_tiles + unit], a, b);
                     }
                 }
@@ -177,7 +197,8 @@ struct WalkProduct {
 // Values of the block's tile that wait for their cell, where several warps have parts of them.
 template <class T, class Shape, int Gates>
 constexpr std::size_t parts_bytes =
-    Shape::splits == 1 ? 0 : walk_warps * Shape::row_tiles * Gates * Shape::unit_tiles * 4 * warp_size * sizeof(T);
+    Shape::splits == 1 ? 0
+                       : walk_warps * Shape::row_tiles * Gates * Shape::unit_tiles * 4 * warp_size * sizeof(Real<T>);
 
 // The weights of the block's units, to where `BlockWeights` looks for them.
 template <class T, class Shape, int Gates>
@@ -239,6 +260,7 @@ class RowsInMemory {
 // Lags of one row and unit are always the same thread's.
 template <class T, class Shape, int Gates, bool Exact, class Pass>
 class TileWork {
+    using Sum = Real<T>;
     static constexpr int columns = Gates * Shape::unit_tiles;
 
    public:
@@ -247,17 +269,20 @@ class TileWork {
           pass_(pass),
           hidden_(static_cast<int>(p.hidden)),
           weights_(shared_memory<T>()),
-          parts_(weights_ + (p.resident ? Gates * Shape::units * BlockWeights<T>::stride(p.depth) : 0)) {
+          parts_(reinterpret_cast<Sum*>(weights_ +
+                                        (p.resident ? Gates * Shape::units * BlockWeights<T>::stride(p.depth) : 0))) {
         if (p.resident) keep_weights<T, Shape, Gates>(p, weights_);
     }
 
     // Shared memory that is free for others.
-    TBPTT_DEVICE T* free_memory() const { return parts_ + parts_bytes<T, Shape, Gates> / sizeof(T); }
+    TBPTT_DEVICE T* free_memory() const {
+        return reinterpret_cast<T*>(parts_ + parts_bytes<T, Shape, Gates> / sizeof(Sum));
+    }
 
     // Each warp has the whole depth of its rows: the cell takes the sums from its registers.
     template <class Source>
     TBPTT_DEVICE void by_warps(const WalkTile& at, const Source& source) const {
-        T sums[Shape::row_tiles][columns][4] = {};
+        Sum sums[Shape::row_tiles][columns][4] = {};
         multiply(at, source, sums);
 #pragma unroll
         for (int i = 0; i < Shape::row_tiles; ++i)
@@ -267,7 +292,7 @@ class TileWork {
                 for (int v = 0; v < 4; ++v) {
                     const int row = at.first_row + Shape::warp_first() + i * tile_rows + lane_index() / 4 + v / 2 * 8,
                               unit = at.first_unit + tile * tile_columns + lane_index() % 4 * 2 + v % 2;
-                    T values[Gates], left[Pass::left];
+                    Sum values[Gates], left[Pass::left];
 #pragma unroll
                     for (int gate = 0; gate < Gates; ++gate) values[gate] = sums[i][gate * Shape::unit_tiles + tile][v];
                     if (row < at.live && unit < hidden_)
@@ -292,7 +317,7 @@ class TileWork {
         for_mine([&](int n, int row, int unit) {
             fetched[n] = pass_.fetch(at.first_row + row, at.lag, at.first_unit + unit);
         });
-        T sums[Shape::row_tiles][columns][4] = {};
+        Sum sums[Shape::row_tiles][columns][4] = {};
         multiply(at, wait_for(), sums);
         const int split = warp_index() % Shape::splits;
 #pragma unroll
@@ -307,7 +332,7 @@ class TileWork {
                 }
         __syncthreads();
         for_mine([&](int n, int row, int unit) {
-            T values[Gates], left[Pass::left];
+            Sum values[Gates], left[Pass::left];
 #pragma unroll
             for (int gate = 0; gate < Gates; ++gate) {
                 const int column = gate * Shape::unit_tiles + unit / tile_columns;
@@ -325,7 +350,7 @@ class TileWork {
    private:
     template <class Source>
     TBPTT_DEVICE void multiply(const WalkTile& at, const Source& source,
-                               T (&sums)[Shape::row_tiles][columns][4]) const {
+                               Sum (&sums)[Shape::row_tiles][columns][4]) const {
         if (!any_lane(source.any())) return;
         const BlockWeights<T> weights{p_.resident ? weights_ : nullptr,
                                       p_.weights + at.first_unit * p_.depth,
@@ -343,8 +368,24 @@ class TileWork {
     const WalkProduct<T>& p_;
     const Pass& pass_;
     const int hidden_;
-    T *const weights_, *const parts_;
+    T* const weights_;
+    Sum* const parts_;
 };
+
+// What the tape keeps of a value that a cell saves. Of a sigmoid above a half bfloat16 keeps the distance from one, with the
+// sign set: there its own numbers are 1/256 apart, and a gate that forgets a thousandth in each step would forget nothing.
+template <class T>
+TBPTT_DEVICE T to_tape(Real<T> value, bool sigmoid) {
+    if constexpr (is_narrow<T>)
+        if (sigmoid && value > 0.5f) return T(-(1.0f - value));
+    return T(value);
+}
+template <class T>
+TBPTT_DEVICE Real<T> from_tape(T kept, bool sigmoid) {
+    if constexpr (is_narrow<T>)
+        if (sigmoid && (kept.bits & 0x8000u) != 0) return 1.0f + kept;
+    return kept;
+}
 
 // The walk of a grid whose blocks are all at work: steps meet in the memory of the device.
 template <class T, class Shape, int Gates, bool Exact, class Pass>
@@ -374,7 +415,7 @@ TBPTT_DEVICE void walk_in_grid(const WalkProduct<T>& p, const Pass& pass) {
                 if (Shape::splits == 1)
                     work.by_warps(at, wait_for());
                 else
-                    work.by_block(at, wait_for, [](int, int, const T*) {});
+                    work.by_block(at, wait_for, [](int, int, const Real<T>*) {});
             }
         wait();
     }

@@ -21,16 +21,18 @@ struct BackwardWalk {
     const T* carry_scale;                     // or null
     const T *out, *saved;                     // the tape
     const T *grad_out, *grad_h_n, *grad_c_n;  // or null
-    T* dgates;                                // out = [T·B, gate gradients · H]; += where windows overlap
-    T* own;                                   // where they do: [2, rows, gate gradients · H], by the lag's parity
+    T* dgates;                                // out = [T·B, gate gradients · H], unless windows overlap
+    Real<T>* sums;                            // where they do: out += the same, of all windows
+    T* own;                                   // and [2, rows, gate gradients · H], by the lag's parity
     std::int64_t own_rows;
-    T* carry;              // [rows, H]
-    T *grad_h0, *grad_c0;  // out +=
+    Real<T>* carry;             // [rows, H]
+    Real<T>*grad_h0, *grad_c0;  // out +=
 };
 
 template <class T, template <class> class CellOf>
 struct BackwardPass {
-    using Cell = CellOf<ScalarMath<T>>;
+    using V = Real<T>;
+    using Cell = CellOf<ScalarMath<V>>;
     static constexpr CellShape cell = Cell::shape;
     static constexpr int kept = cell.kept(), recurrent_first = cell.recurrent_first();
 
@@ -52,19 +54,19 @@ struct BackwardPass {
     }
 
     // The state that entered this place: of `others` [T·B] in rows of `stride`.
-    TBPTT_DEVICE T state_before(const Segment& s, std::int64_t at, int unit, const T* initial, const T* others,
+    TBPTT_DEVICE V state_before(const Segment& s, std::int64_t at, int unit, const T* initial, const T* others,
                                 std::int64_t stride) const {
         const std::int64_t batch = p.product.rows.batch;
-        if (p.is_init && p.is_init[at] != 0) return T(0);
-        if (at < batch) return initial ? initial[s.batch * p.product.hidden + unit] : T(0);
+        if (p.is_init && p.is_init[at] != 0) return V(0);
+        if (at < batch) return initial ? V(initial[s.batch * p.product.hidden + unit]) : V(0);
         return others[(at - batch) * stride + unit];
     }
 
     static constexpr int left = cell.gates;
     struct Fetched {
-        T factor;     // of what the later step passes back
-        T dh, carry;  // from the loss, or behind the last step; the carry by the later step, too
-        T saved[cell.saved + 1], h, c, h_before, c_before;
+        V factor;     // of what the later step passes back
+        V dh, carry;  // from the loss, or behind the last step; the carry by the later step, too
+        V saved[cell.saved + 1], h, c, h_before, c_before;
     };
 
     TBPTT_DEVICE Fetched fetch(int row, int lag, int unit) const {
@@ -73,7 +75,7 @@ struct BackwardPass {
         const std::int64_t at = place(s, lag), batch = p.product.rows.batch, hidden = p.product.hidden,
                            state = s.batch * hidden + unit;
         Fetched f{};
-        f.factor = lag > 0 && p.carry_scale ? p.carry_scale[at + batch] : T(1);
+        f.factor = lag > 0 && p.carry_scale ? V(p.carry_scale[at + batch]) : V(1);
         if (cell.has_carry && lag > 0) f.carry = p.carry[row * hidden + unit] * f.factor;
         if (step < 0) return f;
         if (p.grad_out && step >= s.inject_from) f.dh = p.grad_out[at * hidden + unit];
@@ -83,7 +85,7 @@ struct BackwardPass {
         }
         const T* from = p.saved + at * kept * hidden + unit;
 #pragma unroll
-        for (int v = 0; v < cell.saved; ++v) f.saved[v] = from[v * hidden];
+        for (int v = 0; v < cell.saved; ++v) f.saved[v] = from_tape(from[v * hidden], cell.sigmoids >> v & 1u);
         if (cell.saved == 0) f.h = p.out[at * hidden + unit];
         if (cell.candidate_apart) f.h_before = state_before(s, at, unit, p.h0, p.out, hidden);
         if (cell.has_c) {
@@ -93,28 +95,28 @@ struct BackwardPass {
         return f;
     }
 
-    TBPTT_DEVICE void finish(int row, int lag, int unit, const T (&sums)[1], const Fetched& f, T (&next)[left]) const {
+    TBPTT_DEVICE void finish(int row, int lag, int unit, const V (&sums)[1], const Fetched& f, V (&next)[left]) const {
         const Segment s = p.product.rows[row];
         const std::int64_t at = place(s, lag), hidden = p.product.hidden, state = s.batch * hidden + unit;
-        const T dh = lag > 0 ? f.dh + sums[0] * f.factor : f.dh;
+        const V dh = lag > 0 ? f.dh + sums[0] * f.factor : f.dh;
         if (s.origin < lag) {  // the initial state
             // Other windows may have added, in other blocks.
-            const T by_h = cell.has_carry && !cell.has_c ? dh + f.carry : dh;
+            const V by_h = cell.has_carry && !cell.has_c ? dh + f.carry : dh;
             p.grad_h0[state] = load_shared_by_grid(p.grad_h0 + state) + by_h;
             if (cell.has_c) p.grad_c0[state] = load_shared_by_grid(p.grad_c0 + state) + f.carry;
-            for (int g = 0; g < left; ++g) next[g] = T(0);
+            for (int g = 0; g < left; ++g) next[g] = V(0);
             return;
         }
-        T gates[cell.gate_gradients], carry_out = 0;
+        V gates[cell.gate_gradients], carry_out = 0;
         Cell::backward(f.saved, f.h, f.h_before, f.c_before, f.c, dh, f.carry, gates, carry_out);
         if (cell.has_carry) p.carry[row * hidden + unit] = carry_out;
         T* to = gradients_of(row, s, lag) + unit;
 #pragma unroll
-        for (int g = 0; g < cell.gate_gradients; ++g) to[g * hidden] = gates[g];
+        for (int g = 0; g < cell.gate_gradients; ++g) to[g * hidden] = T(gates[g]);
 #pragma unroll
         for (int g = 0; g < left; ++g) next[g] = gates[recurrent_first + g];
         if (!p.own) return;
-        T* sum = p.dgates + at * cell.gate_gradients * hidden + unit;
+        V* sum = p.sums + at * cell.gate_gradients * hidden + unit;
         // Another block may have written it at an earlier lag.
 #pragma unroll
         for (int g = 0; g < cell.gate_gradients; ++g)
@@ -181,23 +183,74 @@ void turn(const Transposition<T>& p, const Call& call) {
     launch(&transpose<T>, grid, call.stream, p);
 }
 
-template <class T, template <class> class CellOf, bool Exact>
+template <class T, template <class> class CellOf, class Shape, bool Exact>
 __global__ __launch_bounds__(walk_threads, 1) void cluster_backward(const BackwardWalk<T> p) {
     using Pass = BackwardPass<T, CellOf>;
-    walk_in_cluster<T, 1, Exact>(p.product, Pass{p});
+    walk_in_cluster<T, Shape, 1, Exact>(p.product, Pass{p});
+}
+
+// Whether a cluster of these blocks takes the walk.
+template <class T, template <class> class CellOf, int UnitTiles, bool Exact>
+bool launch_backward_in_cluster(BackwardWalk<T>& p, std::int64_t rows, const Call& call) {
+    using Shape = ClusterShape<UnitTiles>;
+    const auto kernel = &cluster_backward<T, CellOf, Shape, Exact>;
+    Grid grid;
+    if (!plan_cluster<T, Shape, 1, BackwardPass<T, CellOf>::left>(reinterpret_cast<const void*>(kernel), p.product,
+                                                                  rows, grid))
+        return false;
+    launch(kernel, grid, call.stream, p);
+    return true;
 }
 
 template <class T, template <class> class CellOf, class Shape, bool Exact>
 void launch_backward(BackwardWalk<T>& p, std::int64_t rows, const Call& call) {
-    using Pass = BackwardPass<T, CellOf>;
-    const auto cluster = &cluster_backward<T, CellOf, Exact>;
-    Grid grid;
-    if (plan_cluster<T, 1, Pass::left>(reinterpret_cast<const void*>(cluster), p.product, rows, grid))
-        return launch(cluster, grid, call.stream, p);
+    if (launch_backward_in_cluster<T, CellOf, 2, Exact>(p, rows, call)) return;
+    if constexpr (is_narrow<T>)  // twice as many units fit
+        if (launch_backward_in_cluster<T, CellOf, 4, Exact>(p, rows, call)) return;
     const auto kernel = &walk_backward<T, CellOf, Shape, Exact>;
-    grid = plan_walk<T, Shape, 1>(reinterpret_cast<const void*>(kernel), p.product, rows);
+    const Grid grid = plan_walk<T, Shape, 1>(reinterpret_cast<const void*>(kernel), p.product, rows);
     launch(kernel, grid, call.stream, p);
 }
+
+template <class T>
+struct Rounding {
+    std::int64_t count;
+    const Real<T>* from;
+    T* to;  // out =
+};
+
+template <class T>
+__global__ void round_values(const Rounding<T> p) {
+    for (std::int64_t i = global_index(); i < p.count; i += global_count()) p.to[i] = T(p.from[i]);
+}
+
+// What many add to, zeros at first: the output itself, or memory of the arithmetic's type that is rounded to it in the end.
+template <class T>
+class Sums {
+   public:
+    Sums(T* output, std::int64_t count, const Call& call)
+        : output_(output), count_(count), call_(call), own_(is_narrow<T> ? count : 0, call.stream) {
+        if (count > 0) set_bytes(values(), 0, static_cast<std::size_t>(count) * sizeof(Real<T>), call.stream);
+    }
+
+    Real<T>* values() const {
+        if constexpr (is_narrow<T>)
+            return own_;
+        else
+            return count_ > 0 ? output_ : nullptr;
+    }
+
+    void finish() const {
+        if (is_narrow<T> && count_ > 0)
+            launch(&round_values<T>, grid_for(count_), call_.stream, Rounding<T>{count_, values(), output_});
+    }
+
+   private:
+    T* const output_;
+    const std::int64_t count_;
+    const Call& call_;
+    const Scratch<Real<T>> own_;
+};
 
 // After the walk: every gradient by weights and by x is one product over all steps.
 template <class T>
@@ -304,7 +357,7 @@ class RecurrentGradients {
 
 template <class T, template <class> class CellOf>
 void run_backward(const RecurrentBackward<T>& p, Truncation truncation, const Call& call) {
-    constexpr CellShape cell = CellOf<ScalarMath<T>>::shape;
+    constexpr CellShape cell = CellOf<ScalarMath<Real<T>>>::shape;
     const RecurrentLayer<T>& layer = p.layer;
     const RecurrentShape& shape = layer.shape;
     const std::int64_t places = shape.steps * shape.batch, hidden = shape.hidden, columns = cell.gates * hidden,
@@ -320,21 +373,17 @@ void run_backward(const RecurrentBackward<T>& p, Truncation truncation, const Ca
     const FoundRows<T> found(rules, call);
 
     const Scratch<T> weights(columns * hidden, call.stream), dgates(places * gradients, call.stream),
-        own(overlapping ? 2 * found.most() * gradients : 0, call.stream),
-        carry(cell.has_carry ? found.most() * hidden : 0, call.stream);
+        own(overlapping ? 2 * found.most() * gradients : 0, call.stream);
+    const Scratch<Real<T>> carry(cell.has_carry ? found.most() * hidden : 0, call.stream);
     const Scratch<unsigned> arrived(most_groups, call.stream);
     set_bytes(arrived, 0, most_groups * sizeof(unsigned), call.stream);
-    const auto clear = [&](T* to, std::int64_t count) {
-        set_bytes(to, 0, static_cast<std::size_t>(count) * sizeof(T), call.stream);
-    };
-    if (overlapping) clear(dgates, places * gradients);
-    clear(p.grad_h0, shape.batch * hidden);
-    if (cell.has_c) clear(p.grad_c0, shape.batch * hidden);
+    const Sums<T> sums(dgates, overlapping ? places * gradients : 0, call),
+        grad_h0(p.grad_h0, shape.batch * hidden, call), grad_c0(p.grad_c0, cell.has_c ? shape.batch * hidden : 0, call);
 
     turn(Transposition<T>{columns, hidden, layer.w_hh, 0, weights}, call);
 
     BackwardWalk<T> walk{};
-    walk.product = {found.rows(), hidden, columns, weights, hidden % 4 == 0, overlapping, arrived, false};
+    walk.product = {found.rows(), hidden, columns, weights, hidden % Four<T>::values == 0, overlapping, arrived, false};
     walk.h0 = layer.h0;
     walk.c0 = layer.c0;
     walk.is_init = layer.is_init;
@@ -345,15 +394,17 @@ void run_backward(const RecurrentBackward<T>& p, Truncation truncation, const Ca
     walk.grad_h_n = p.grad_h_n;
     walk.grad_c_n = p.grad_c_n;
     walk.dgates = dgates;
+    walk.sums = sums.values();
     walk.own = own;
     walk.own_rows = found.most();
     walk.carry = carry;
-    walk.grad_h0 = p.grad_h0;
-    walk.grad_c0 = p.grad_c0;
+    walk.grad_h0 = grad_h0.values();
+    walk.grad_c0 = grad_c0.values();
     choose_walk<T>(found.expected(), call, [&](auto shapes, auto exact) {
         launch_backward<T, CellOf, typename decltype(shapes)::Backward, decltype(exact)::value>(walk, found.expected(),
                                                                                                 call);
     });
+    for (const Sums<T>* each : {&sums, &grad_h0, &grad_c0}) each->finish();
     RecurrentGradients<T>(p, cell, dgates, call).run();
 }
 

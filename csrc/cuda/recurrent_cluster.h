@@ -8,23 +8,24 @@
 namespace tbptt {
 namespace cuda {
 
-using ClusterShape = WalkShape<1, 2, walk_warps>;
+template <int UnitTiles>
+using ClusterShape = WalkShape<1, UnitTiles, walk_warps>;
 constexpr int most_blocks_of_cluster = 16;
 
 // What the rows of a tile left, [2, by the lag's parity][rows][Left][units] in each block.
-template <class T, int Left>
+template <class Shape, int Left>
 struct ClusterPanel {
-    static constexpr int units = ClusterShape::units, size = ClusterShape::rows * Left * units;
+    static constexpr int units = Shape::units, size = Shape::rows * Left * units;
 
     static TBPTT_DEVICE int place(int lag, int row, int left) {
-        return (lag % 2 * ClusterShape::rows + row) * Left * units + left * units;
+        return (lag % 2 * Shape::rows + row) * Left * units + left * units;
     }
 };
 
 // The rows of a tile, from the blocks that made them. Before the first step: from the memory of the device.
-template <class T, int Left>
+template <class T, class Shape, int Left>
 class RowsInCluster {
-    using Panel = ClusterPanel<T, Left>;
+    using Panel = ClusterPanel<Shape, Left>;
 
    public:
     template <class Pass>
@@ -48,23 +49,23 @@ class RowsInCluster {
     }
 
    private:
-    const RowsInMemory<T, ClusterShape> initial_;
+    const RowsInMemory<T, Shape> initial_;
     T* const panel_;
     const int lag_, rows_, hidden_, depth_;
 };
 
-template <class T, int Gates, bool Exact, class Pass>
+template <class T, class Shape, int Gates, bool Exact, class Pass>
 TBPTT_DEVICE void walk_in_cluster(const WalkProduct<T>& p, const Pass& pass) {
-    using Source = RowsInCluster<T, Pass::left>;
-    using Panel = ClusterPanel<T, Pass::left>;
-    const TileWork<T, ClusterShape, Gates, Exact, Pass> work(p, pass);
+    using Source = RowsInCluster<T, Shape, Pass::left>;
+    using Panel = ClusterPanel<Shape, Pass::left>;
+    const TileWork<T, Shape, Gates, Exact, Pass> work(p, pass);
     T* const panel = work.free_memory();
-    const int first_unit = static_cast<int>(blockIdx.x) * ClusterShape::units;
+    const int first_unit = static_cast<int>(blockIdx.x) * Shape::units;
     // Units behind the last are read, though they meet no weights.
     for (int i = static_cast<int>(threadIdx.x); i < 2 * Panel::size; i += walk_threads) panel[i] = T(0);
     __syncthreads();
-    for (int first = static_cast<int>(blockIdx.y) * ClusterShape::rows; first < p.rows.live(0);
-         first += static_cast<int>(gridDim.y) * ClusterShape::rows) {
+    for (int first = static_cast<int>(blockIdx.y) * Shape::rows; first < p.rows.live(0);
+         first += static_cast<int>(gridDim.y) * Shape::rows) {
         for (int lag = 0;; ++lag) {
             const WalkTile at{lag, p.rows.live(lag), first, first_unit};
             if (at.live <= first) break;
@@ -72,9 +73,9 @@ TBPTT_DEVICE void walk_in_cluster(const WalkProduct<T>& p, const Pass& pass) {
                 if (lag > 0) wait_for_cluster();
                 return Source(p, pass, at, panel);
             };
-            const auto keep = [&](int row, int unit, const T(&left)[Pass::left]) {
+            const auto keep = [&](int row, int unit, const Real<T>(&left)[Pass::left]) {
 #pragma unroll
-                for (int l = 0; l < Pass::left; ++l) panel[Panel::place(lag, row, l) + unit] = left[l];
+                for (int l = 0; l < Pass::left; ++l) panel[Panel::place(lag, row, l) + unit] = T(left[l]);
             };
             work.by_block(at, wait_for, keep);
         }
@@ -84,16 +85,16 @@ TBPTT_DEVICE void walk_in_cluster(const WalkProduct<T>& p, const Pass& pass) {
 }
 
 // Whether a layer's walk is one for clusters, and how it is laid out; rows: if masks cut nothing.
-template <class T, int Gates, int Left>
+template <class T, class Shape, int Gates, int Left>
 bool plan_cluster(const void* kernel, WalkProduct<T>& p, std::int64_t rows, Grid& grid) {
-    const std::int64_t blocks = divide_up(p.hidden, ClusterShape::units), tiles = divide_up(rows, ClusterShape::rows);
+    const std::int64_t blocks = divide_up(p.hidden, Shape::units), tiles = divide_up(rows, Shape::rows);
     if (current_device().capability < 90 || p.together || !p.aligned || blocks > most_blocks_of_cluster) return false;
     // More tiles than the device takes at once are better off where weights are shared by more rows.
     if (blocks * tiles > 2 * current_device().multiprocessors) return false;
     const std::int64_t values =
-        Gates * ClusterShape::units * BlockWeights<T>::stride(p.depth) + 2 * ClusterPanel<T, Left>::size;
+        Gates * Shape::units * BlockWeights<T>::stride(p.depth) + 2 * ClusterPanel<Shape, Left>::size;
     grid.threads = walk_threads;
-    grid.shared_bytes = static_cast<std::size_t>(values) * sizeof(T) + parts_bytes<T, ClusterShape, Gates>;
+    grid.shared_bytes = static_cast<std::size_t>(values) * sizeof(T) + parts_bytes<T, Shape, Gates>;
     grid.x = grid.cluster = static_cast<unsigned>(blocks);
     grid.y = static_cast<unsigned>(tiles);
     if (grid.shared_bytes > current_device().shared_bytes || !cluster_fits(kernel, grid)) return false;

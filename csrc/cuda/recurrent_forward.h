@@ -19,13 +19,14 @@ struct ForwardWalk {
     const T* candidate_bias;    // [H] or null, of a candidate apart
     T* out;                     // out =
     T* saved;                   // out = [T·B, kept, H], or null. The gates may lie there.
-    T* c_rows;                  // [rows, H] where nothing is saved
+    Real<T>* state_rows;        // [rows, H]: the running state where neither the tape nor the output has it as it is
     T* c_n;                     // out =
 };
 
 template <class T, template <class> class CellOf>
 struct ForwardPass {
-    using Cell = CellOf<ScalarMath<T>>;
+    using V = Real<T>;
+    using Cell = CellOf<ScalarMath<V>>;
     static constexpr CellShape cell = Cell::shape;
     static constexpr int kept = cell.kept();
 
@@ -52,7 +53,7 @@ struct ForwardPass {
     static constexpr int left = 1;
     struct Fetched {
         bool begins;  // in zeros, which meet no weights: 0·NaN never enters
-        T input[cell.gates], h_before, c_before;
+        V input[cell.gates], h_before, c_before;
     };
 
     TBPTT_DEVICE Fetched fetch(int row, int lag, int unit) const {
@@ -63,35 +64,36 @@ struct ForwardPass {
         for (int g = 0; g < cell.gates; ++g) f.input[g] = p.gates[at * p.gates_stride + g * hidden + unit];
         const T* state = state_before(s, lag, p.h0, p.out, hidden);
         f.begins = !state;
-        if (cell.candidate_apart && state) f.h_before = state[unit];
+        const V* running = p.state_rows && lag > 0 ? p.state_rows + row * hidden : nullptr;
+        if (cell.candidate_apart) f.h_before = running ? running[unit] : state ? V(state[unit]) : V(0);
         if (cell.has_c) {
             const T* before =
                 state_before(s, lag, p.c0, p.saved ? p.saved + cell.saved * hidden : nullptr, kept * hidden);
-            if (!p.saved && lag > 0) before = p.c_rows + row * hidden;
-            if (before) f.c_before = before[unit];
+            f.c_before = running ? running[unit] : before ? V(before[unit]) : V(0);
         }
         return f;
     }
 
-    TBPTT_DEVICE void finish(int row, int lag, int unit, T (&recurrent)[cell.gates], const Fetched& f,
-                             T (&next)[left]) const {
+    TBPTT_DEVICE void finish(int row, int lag, int unit, V (&recurrent)[cell.gates], const Fetched& f,
+                             V (&next)[left]) const {
         const Segment s = p.product.rows[row];
         const std::int64_t at = place(s, lag), hidden = p.product.hidden;
 #pragma unroll
-        for (int g = 0; g < cell.gates; ++g) recurrent[g] = f.begins ? T(0) : recurrent[g];
+        for (int g = 0; g < cell.gates; ++g) recurrent[g] = f.begins ? V(0) : recurrent[g];
         if (cell.candidate_apart && p.candidate_bias) recurrent[cell.gates - 1] += p.candidate_bias[unit];
-        T saved[cell.saved + 1] = {}, h = 0, c = 0;
+        V saved[cell.saved + 1] = {}, h = 0, c = 0;
         Cell::forward(f.input, recurrent, f.h_before, f.c_before, saved, h, c);
-        p.out[at * hidden + unit] = next[0] = h;
+        next[0] = h;
+        p.out[at * hidden + unit] = T(h);
         if (p.saved) {
             T* to = p.saved + at * kept * hidden + unit;
 #pragma unroll
-            for (int v = 0; v < cell.saved; ++v) to[v * hidden] = saved[v];
-            if (cell.has_c) to[cell.saved * hidden] = c;
-        } else if (cell.has_c) {
-            p.c_rows[row * hidden + unit] = c;
+            for (int v = 0; v < cell.saved; ++v) to[v * hidden] = to_tape<T>(saved[v], cell.sigmoids >> v & 1u);
+            if (cell.has_c) to[cell.saved * hidden] = T(c);
         }
-        if (cell.has_c && s.origin + lag == p.product.rows.steps - 1) p.c_n[s.batch * hidden + unit] = c;
+        if ((cell.has_c || cell.candidate_apart) && p.state_rows)
+            p.state_rows[row * hidden + unit] = cell.has_c ? c : h;
+        if (cell.has_c && s.origin + lag == p.product.rows.steps - 1) p.c_n[s.batch * hidden + unit] = T(c);
     }
 };
 
@@ -101,27 +103,40 @@ __global__ __launch_bounds__(walk_threads, 1) void walk_forward(const ForwardWal
     walk_in_grid<T, Shape, Pass::cell.gates, Exact>(p.product, Pass{p});
 }
 
-template <class T, template <class> class CellOf, bool Exact>
+template <class T, template <class> class CellOf, class Shape, bool Exact>
 __global__ __launch_bounds__(walk_threads, 1) void cluster_forward(const ForwardWalk<T> p) {
     using Pass = ForwardPass<T, CellOf>;
-    walk_in_cluster<T, Pass::cell.gates, Exact>(p.product, Pass{p});
+    walk_in_cluster<T, Shape, Pass::cell.gates, Exact>(p.product, Pass{p});
+}
+
+// Whether a cluster of these blocks takes the walk.
+template <class T, template <class> class CellOf, int UnitTiles, bool Exact>
+bool launch_forward_in_cluster(ForwardWalk<T>& p, std::int64_t rows, const Call& call) {
+    using Pass = ForwardPass<T, CellOf>;
+    using Shape = ClusterShape<UnitTiles>;
+    const auto kernel = &cluster_forward<T, CellOf, Shape, Exact>;
+    Grid grid;
+    if (!plan_cluster<T, Shape, Pass::cell.gates, Pass::left>(reinterpret_cast<const void*>(kernel), p.product, rows,
+                                                              grid))
+        return false;
+    launch(kernel, grid, call.stream, p);
+    return true;
 }
 
 template <class T, template <class> class CellOf, class Shape, bool Exact>
 void launch_forward(ForwardWalk<T>& p, std::int64_t rows, const Call& call) {
     using Pass = ForwardPass<T, CellOf>;
-    const auto cluster = &cluster_forward<T, CellOf, Exact>;
-    Grid grid;
-    if (plan_cluster<T, Pass::cell.gates, Pass::left>(reinterpret_cast<const void*>(cluster), p.product, rows, grid))
-        return launch(cluster, grid, call.stream, p);
+    if (launch_forward_in_cluster<T, CellOf, 2, Exact>(p, rows, call)) return;
+    if constexpr (is_narrow<T>)  // twice as many units fit
+        if (launch_forward_in_cluster<T, CellOf, 4, Exact>(p, rows, call)) return;
     const auto kernel = &walk_forward<T, CellOf, Shape, Exact>;
-    grid = plan_walk<T, Shape, Pass::cell.gates>(reinterpret_cast<const void*>(kernel), p.product, rows);
+    const Grid grid = plan_walk<T, Shape, Pass::cell.gates>(reinterpret_cast<const void*>(kernel), p.product, rows);
     launch(kernel, grid, call.stream, p);
 }
 
 template <class T, template <class> class CellOf>
 void run_forward(const RecurrentForward<T>& p, const Call& call) {
-    constexpr CellShape cell = CellOf<ScalarMath<T>>::shape;
+    constexpr CellShape cell = CellOf<ScalarMath<Real<T>>>::shape;
     const RecurrentLayer<T>& layer = p.layer;
     const RecurrentShape& shape = layer.shape;
     const std::int64_t places = shape.steps * shape.batch, hidden = shape.hidden, columns = cell.gates * hidden;
@@ -137,14 +152,15 @@ void run_forward(const RecurrentForward<T>& p, const Call& call) {
     // The inputs' part goes where the walk leaves what it keeps: to the tape, or with one gate to the output.
     const bool in_tape = p.tape.saved && cell.saved >= cell.gates, in_out = cell.gates == 1;
     const Scratch<T> own_gates(in_tape || in_out ? 0 : places * columns, call.stream);
-    const Scratch<T> c_rows(cell.has_c && !p.tape.saved ? found.most() * hidden : 0, call.stream);
+    const bool running = is_narrow<T> ? cell.has_c || cell.candidate_apart : cell.has_c && !p.tape.saved;
+    const Scratch<Real<T>> state_rows(running ? found.most() * hidden : 0, call.stream);
     const Scratch<unsigned> arrived(most_groups, call.stream);
     if (shape.steps > 1) set_bytes(arrived, 0, most_groups * sizeof(unsigned), call.stream);
 
     ForwardWalk<T> walk{};
     walk.product = {found.rows(), hidden, hidden, layer.w_hh, false, false, arrived, false};
-    walk.product.aligned =
-        hidden % 4 == 0 && is_aligned(layer.w_hh) && is_aligned(p.out) && (!layer.h0 || is_aligned(layer.h0));
+    walk.product.aligned = hidden % Four<T>::values == 0 && is_aligned(layer.w_hh) && is_aligned(p.out) &&
+                           (!layer.h0 || is_aligned(layer.h0));
     walk.h0 = layer.h0;
     walk.c0 = layer.c0;
     walk.is_init = layer.is_init;
@@ -153,7 +169,7 @@ void run_forward(const RecurrentForward<T>& p, const Call& call) {
     walk.candidate_bias = cell.candidate_apart && layer.b_hh ? layer.b_hh + (cell.gates - 1) * hidden : nullptr;
     walk.out = p.out;
     walk.saved = cell.kept() > 0 ? p.tape.saved : nullptr;
-    walk.c_rows = c_rows;
+    walk.state_rows = state_rows;
     walk.c_n = p.c_n;
 
     Product<T> inputs{};

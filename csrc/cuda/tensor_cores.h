@@ -1,4 +1,5 @@
 // The product of small tiles by one warp, on tensor cores where the chip has them for the type: [16, 8] += [16, 8]·[8, 8].
+// Of bfloat16 an element of the depth is two values (`Pair`), which makes it [16, 8] += [16, 16]·[16, 8].
 //
 // Lane l = 4·g + t holds of a [row, k] the four values (g, t), (g+8, t), (g, t+4), (g+8, t+4), of b [k, column] the two
 // (t, g), (t+4, g), of the sum [row, column] the four (g, 2t), (g, 2t+1), (g+8, 2t), (g+8, 2t+1).
@@ -11,14 +12,58 @@ namespace cuda {
 
 constexpr int tile_rows = 16, tile_columns = 8, tile_depth = 8;
 
+// Two values of bfloat16 that are neighbours in the depth, the first one in the lower half.
+struct Pair {
+    std::uint32_t bits;
+};
+
+template <class T>
+struct PackedAs {
+    using Type = T;
+};
+template <>
+struct PackedAs<Bfloat16> {
+    using Type = Pair;
+};
+
+// What a lane holds of an operand at one element of the depth, and how many values that is.
+template <class T>
+using Packed = typename PackedAs<T>::Type;
+template <class T>
+constexpr int packed_values = static_cast<int>(sizeof(Packed<T>) / sizeof(T));
+
+TBPTT_DEVICE Pair pair_of(Bfloat16 first, Bfloat16 second) {
+    return {first.bits | static_cast<std::uint32_t>(second.bits) << 16};
+}
+
+// Of two pairs their first values, and their second ones: a pair becomes one of the other direction.
+TBPTT_DEVICE Pair pair_firsts(Pair a, Pair b) { return {(a.bits & 0xffffu) | b.bits << 16}; }
+TBPTT_DEVICE Pair pair_seconds(Pair a, Pair b) { return {a.bits >> 16 | (b.bits & 0xffff0000u)}; }
+
 template <class T>
 struct Fragments {
     T a[4], b[2];
 };
 
-// Without tensor cores for the type: the values come from lane to lane. In the emulator the only way.
 template <class T>
-TBPTT_DEVICE void multiply_by_lanes(T (&sum)[4], const T (&a)[4], const T (&b)[2]) {
+TBPTT_DEVICE void add_product(T& sum, T a, T b) {
+    sum += a * b;
+}
+#ifdef TBPTT_EMULATED
+TBPTT_DEVICE void add_product(float& sum, Pair a, Pair b) {
+    const auto value = [](std::uint32_t bits) {
+        float x;
+        std::memcpy(&x, &bits, sizeof(x));
+        return x;
+    };
+    sum += value(a.bits << 16) * value(b.bits << 16);
+    sum += value(a.bits & 0xffff0000u) * value(b.bits & 0xffff0000u);
+}
+#endif
+
+// Without tensor cores for the type: the values come from lane to lane. In the emulator the only way.
+template <class Sum, class T>
+TBPTT_DEVICE void multiply_by_lanes(Sum (&sum)[4], const T (&a)[4], const T (&b)[2]) {
 #ifdef TBPTT_EMULATED
     const Fragments<T> mine{{a[0], a[1], a[2], a[3]}, {b[0], b[1]}};
     const int g = lane_index() / 4, t = lane_index() % 4;
@@ -27,10 +72,10 @@ TBPTT_DEVICE void multiply_by_lanes(T (&sum)[4], const T (&a)[4], const T (&b)[2
             const Fragments<T> row = of(4 * g + k % 4);
             const T left = of(4 * (2 * t) + k % 4).b[k / 4], right = of(4 * (2 * t + 1) + k % 4).b[k / 4];
             const T above = row.a[k / 4 * 2], below = row.a[k / 4 * 2 + 1];
-            sum[0] += above * left;
-            sum[1] += above * right;
-            sum[2] += below * left;
-            sum[3] += below * right;
+            add_product(sum[0], above, left);
+            add_product(sum[1], above, right);
+            add_product(sum[2], below, left);
+            add_product(sum[3], below, right);
         }
         return 0;
     });
@@ -40,10 +85,10 @@ TBPTT_DEVICE void multiply_by_lanes(T (&sum)[4], const T (&a)[4], const T (&b)[2
     for (int k = 0; k < tile_depth; ++k) {
         const T above = from_lane(a[k / 4 * 2], 4 * g + k % 4), below = from_lane(a[k / 4 * 2 + 1], 4 * g + k % 4);
         const T left = from_lane(b[k / 4], 8 * t + k % 4), right = from_lane(b[k / 4], 8 * t + 4 + k % 4);
-        sum[0] += above * left;
-        sum[1] += above * right;
-        sum[2] += below * left;
-        sum[3] += below * right;
+        add_product(sum[0], above, left);
+        add_product(sum[1], above, right);
+        add_product(sum[2], below, left);
+        add_product(sum[3], below, right);
     }
 #endif
 }
@@ -118,6 +163,20 @@ TBPTT_DEVICE void multiply_add(double (&sum)[4], const double (&a)[4], const dou
                 : "d"(a[2 * k + half]), "d"(b[k]));
 #else
     multiply_by_lanes(sum, a, b);
+#endif
+}
+
+// In float32, whatever is asked for. Chips without bfloat16 (before 8.0) never come here: the bindings refuse it.
+template <bool Exact>
+TBPTT_DEVICE void multiply_add(float (&sum)[4], const Pair (&a)[4], const Pair (&b)[2]) {
+#ifdef TBPTT_EMULATED
+    multiply_by_lanes(sum, a, b);
+#elif __CUDA_ARCH__ >= 800
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+        : "r"(a[0].bits), "r"(a[1].bits), "r"(a[2].bits), "r"(a[3].bits), "r"(b[0].bits), "r"(b[1].bits));
+#else
+    __trap();
 #endif
 }
 

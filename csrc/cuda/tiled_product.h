@@ -13,9 +13,9 @@
 // Within a chunk, accesses of 16 bytes are free of bank conflicts: the order of a tile's depths (along) or rows and columns
 // (across) is turned so that what a lane holds of several tiles are neighbours.
 // Sums begin at target.start(column). A target gets those that a lane holds, in runs of neighbours:
-//     along    target.row(row) gives what target.columns(that, column, const T (&)[2]) is called with, for each of its pairs
-//     across   target.run(row) gives what target.rows(that, column, const T (&)[16 / sizeof(T)]) is called with
-// Rows and columns are those of the tile; target looks after the edges.
+//     along    target.row(row) gives what target.columns(that, column, const Sum (&)[2]) is called with, for each of its pairs
+//     across   target.run(row) gives what target.rows(that, column, const Sum (&)[16 / sizeof(T)]) is called with
+// Rows and columns are those of the tile; target looks after the edges. Sum is T; for bfloat16 float.
 #pragma once
 
 #include "tensor_cores.h"
@@ -33,7 +33,8 @@ struct alignas(Size * sizeof(T)) Group {
 template <class T, int Rows, bool Along>
 struct Panel {
     static constexpr int group = Group<T>::size, depth = 4 * group;
-    static constexpr int stride = Along ? depth : Rows + 2 * group;  // of rows, or of depths: 32 bytes beside 128
+    // Of rows, or of depths: the next lane's is 32 bytes beside 128.
+    static constexpr int stride = Along ? depth : Rows + 32 / static_cast<int>(sizeof(Packed<T>));
     static constexpr int size = stride * (Along ? Rows : depth);
     static TBPTT_DEVICE int place(int row, int k) { return Along ? row * stride + k : k * stride + row; }
 };
@@ -43,7 +44,7 @@ struct ProductTile {
     using T = Value;
     static constexpr int rows = Rows, columns = Columns, warp_rows = WarpRows, warp_columns = WarpColumns;
     static constexpr bool along = Along;
-    static constexpr int group = Group<T>::size, depth = 4 * group, steps = depth / tile_depth;
+    static constexpr int group = Group<T>::size, depth = 4 * group, steps = depth / (tile_depth * packed_values<T>);
     static constexpr int warps_across = Columns / WarpColumns;
     static constexpr int threads = warp_size * (Rows / WarpRows) * warps_across;
     using Left = Panel<T, Rows, Along>;
@@ -91,6 +92,7 @@ struct Operand {
 #endif
     }
     TBPTT_DEVICE void set(int i, double x) { large[i] = x; }
+    TBPTT_DEVICE void set(int i, Pair x) { large[i] = x; }
 };
 
 template <bool Exact>
@@ -111,9 +113,32 @@ TBPTT_DEVICE void multiply_operands(double (&sum)[4], const Operand<double, Exac
     multiply_add<Exact>(sum, a.large, b.large);
 }
 
+template <bool Exact>
+TBPTT_DEVICE void multiply_operands(float (&sum)[4], const Operand<Pair, Exact, 4>& a,
+                                    const Operand<Pair, Exact, 2>& b) {
+    multiply_add<Exact>(sum, a.large, b.large);
+}
+
+// Neighbours in the depth, as tiles take them.
 template <class T>
-TBPTT_DEVICE Group<T> load_group(const T* from) {
+TBPTT_DEVICE Group<Packed<T>> load_along(const T* from) {
+    return *reinterpret_cast<const Group<Packed<T>>*>(from);
+}
+
+// Neighbours among the rows, at one element of the depth: of bfloat16 at two of its values, `stride` apart.
+template <class T>
+TBPTT_DEVICE Group<T> load_across(const T* from, int) {
     return *reinterpret_cast<const Group<T>*>(from);
+}
+TBPTT_DEVICE Group<Pair, 8> load_across(const Bfloat16* from, int stride) {
+    const Group<Pair> first = load_along(from), second = load_along(from + stride);
+    Group<Pair, 8> rows;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        rows.value[2 * i] = pair_firsts(first.value[i], second.value[i]);
+        rows.value[2 * i + 1] = pair_seconds(first.value[i], second.value[i]);
+    }
+    return rows;
 }
 
 // What a warp holds of its part of the tile, and its walk through a chunk.
@@ -121,6 +146,8 @@ template <class Tile, bool Exact>
 class WarpTile {
    public:
     using T = typename Tile::T;
+    using Sum = Real<T>;
+    using Element = Packed<T>;
     static constexpr int group = Tile::group;
     static constexpr int tiles_down = Tile::warp_rows / tile_rows, tiles_across = Tile::warp_columns / tile_columns;
 
@@ -134,7 +161,7 @@ class WarpTile {
         for (int j = 0; j < tiles_across; ++j)
 #pragma unroll
             for (int v = 0; v < 4; ++v) {
-                const T start = target.start(column_of(j, v % 2));
+                const Sum start = target.start(column_of(j, v % 2));
 #pragma unroll
                 for (int i = 0; i < tiles_down; ++i) sum_[i][j][v] = start;
             }
@@ -167,10 +194,10 @@ class WarpTile {
 
     // Lane t has the depths group·t … of a chunk: step s of the tensor cores takes two of them from every lane.
     TBPTT_DEVICE void multiply_along(const T* left, const T* right) {
-        Operand<T, Exact, 2> b[Tile::steps][tiles_across];
+        Operand<Element, Exact, 2> b[Tile::steps][tiles_across];
 #pragma unroll
         for (int j = 0; j < tiles_across; ++j) {
-            const Group<T> values = load_group(right + Right::place(column_ + tile_columns * j + g_, group * t_));
+            const Group<Element> values = load_along(right + Right::place(column_ + tile_columns * j + g_, group * t_));
 #pragma unroll
             for (int s = 0; s < Tile::steps; ++s) {
                 b[s][j].set(0, values.value[2 * s]);
@@ -179,11 +206,11 @@ class WarpTile {
         }
 #pragma unroll
         for (int i = 0; i < tiles_down; ++i) {
-            const Group<T> above = load_group(left + Left::place(row_ + tile_rows * i + g_, group * t_));
-            const Group<T> below = load_group(left + Left::place(row_ + tile_rows * i + 8 + g_, group * t_));
+            const Group<Element> above = load_along(left + Left::place(row_ + tile_rows * i + g_, group * t_));
+            const Group<Element> below = load_along(left + Left::place(row_ + tile_rows * i + 8 + g_, group * t_));
 #pragma unroll
             for (int s = 0; s < Tile::steps; ++s) {
-                Operand<T, Exact, 4> a;
+                Operand<Element, Exact, 4> a;
                 a.set(0, above.value[2 * s]);
                 a.set(1, below.value[2 * s]);
                 a.set(2, above.value[2 * s + 1]);
@@ -198,13 +225,15 @@ class WarpTile {
     TBPTT_DEVICE void multiply_across(const T* left, const T* right) {
 #pragma unroll
         for (int s = 0; s < Tile::steps; ++s) {
-            const int k = tile_depth * s + t_;
-            Operand<T, Exact, 2> b[tiles_across];
+            constexpr int packed = packed_values<T>;
+            const int k = (tile_depth * s + t_) * packed;
+            Operand<Element, Exact, 2> b[tiles_across];
 #pragma unroll
             for (int q = 0; q < tiles_across / group; ++q) {
                 const int column = column_ + 8 * group * q + group * g_;
-                const Group<T> first = load_group(right + Right::place(column, k));
-                const Group<T> second = load_group(right + Right::place(column, k + 4));
+                const Group<Element, group> first = load_across(right + Right::place(column, k), Right::stride);
+                const Group<Element, group> second =
+                    load_across(right + Right::place(column, k + 4 * packed), Right::stride);
 #pragma unroll
                 for (int e = 0; e < group; ++e) {
                     b[q * group + e].set(0, first.value[e]);
@@ -214,11 +243,11 @@ class WarpTile {
 #pragma unroll
             for (int q = 0; q < 2 * tiles_down / group; ++q) {
                 const int row = row_ + 8 * group * q + group * g_;
-                const Group<T> first = load_group(left + Left::place(row, k));
-                const Group<T> second = load_group(left + Left::place(row, k + 4));
+                const Group<Element, group> first = load_across(left + Left::place(row, k), Left::stride);
+                const Group<Element, group> second = load_across(left + Left::place(row, k + 4 * packed), Left::stride);
 #pragma unroll
                 for (int e = 0; e < group / 2; ++e) {
-                    Operand<T, Exact, 4> a;
+                    Operand<Element, Exact, 4> a;
                     a.set(0, first.value[2 * e]);
                     a.set(1, first.value[2 * e + 1]);
                     a.set(2, second.value[2 * e]);
@@ -238,7 +267,7 @@ class WarpTile {
             const auto row = target.row(row_ + 8 * i + g_);
 #pragma unroll
             for (int j = 0; j < tiles_across; ++j) {
-                const T pair[2] = {sum_[i / 2][j][i % 2 * 2], sum_[i / 2][j][i % 2 * 2 + 1]};
+                const Sum pair[2] = {sum_[i / 2][j][i % 2 * 2], sum_[i / 2][j][i % 2 * 2 + 1]};
                 target.columns(row, column_of(j, 0), pair);
             }
         }
@@ -253,7 +282,7 @@ class WarpTile {
             for (int j = 0; j < tiles_across; ++j)
 #pragma unroll
                 for (int c = 0; c < 2; ++c) {
-                    T values[group];
+                    Sum values[group];
 #pragma unroll
                     for (int e = 0; e < group; ++e) values[e] = sum_[q * (group / 2) + e / 2][j][e % 2 * 2 + c];
                     target.rows(run, column_of(j, c), values);
@@ -262,7 +291,7 @@ class WarpTile {
     }
 
     const int row_, column_, g_, t_;
-    T sum_[tiles_down][tiles_across][4];
+    Sum sum_[tiles_down][tiles_across][4];
 };
 
 template <class Tile, bool Exact, class LoadLeft, class LoadRight, class Target>

@@ -9,14 +9,17 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import os
 import secrets
 import struct
+import tokenize
 import zipfile
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 __all__ = ["VERSION", "CheckpointError", "load", "save"]
 
@@ -27,7 +30,7 @@ MANIFEST = "manifest.json"
 _DAMAGE = (
     zipfile.BadZipFile,
     EOFError,
-    KeyError,
+    LookupError,
     NotImplementedError,
     OSError,
     OverflowError,
@@ -36,6 +39,7 @@ _DAMAGE = (
     TypeError,
     ValueError,
     struct.error,
+    tokenize.TokenError,  # NumPy, of an array's header
 )
 
 
@@ -103,6 +107,9 @@ def load(path: str | os.PathLike[str]) -> Any:
 def _read(name: str, archive: zipfile.ZipFile) -> Any:
     if MANIFEST not in archive.namelist():
         raise CheckpointError(f"{name}: not a {FORMAT}, it has no {MANIFEST}")
+    if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+        # nothing here is larger in memory than it is in the file
+        raise CheckpointError(f"{name}: damaged checkpoint (a member is compressed)")
     body = json.loads(archive.read(MANIFEST))
     if not isinstance(body, dict) or body.get("format") != FORMAT:
         raise CheckpointError(f"{name}: not a {FORMAT}")
@@ -154,13 +161,27 @@ def _decode(node: Any, members: list[bytes]) -> Any:
     if not isinstance(node, list):
         return node
     tag, content = node
-    if tag == "dict":
+    if tag == "dict" and isinstance(content, dict):
         return {key: _decode(value, members) for key, value in content.items()}
-    if tag in ("list", "tuple"):
+    if tag in ("list", "tuple") and isinstance(content, list):
         values = [_decode(value, members) for value in content]
         return values if tag == "list" else tuple(values)
-    array = np.lib.format.read_array(io.BytesIO(members[content]), allow_pickle=False)
+    if tag not in ("array", "scalar") or type(content) is not int or content < 0:
+        raise ValueError(f"no part of a tree: {tag!r} of {type(content).__name__}")
+    array = _array(members[content])
     return array if tag == "array" else array[()]
+
+
+def _array(data: bytes) -> NDArray[Any]:
+    """The array of a member; ValueError where its header asks for more than there is."""
+    buffer = io.BytesIO(data)
+    if np.lib.format.read_magic(buffer) == (1, 0):
+        shape, _, dtype = np.lib.format.read_array_header_1_0(buffer)
+        given = len(data) - buffer.tell()
+        if not dtype.hasobject and math.prod(shape) * dtype.itemsize != given:
+            raise ValueError(f"an array of shape {shape} in {given} bytes")
+    buffer.seek(0)
+    return np.lib.format.read_array(buffer, allow_pickle=False)
 
 
 def _sync_folder(folder: str) -> None:

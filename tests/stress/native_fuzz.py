@@ -87,7 +87,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as corpus:
         limits = [f"-runs={given.runs}", f"-max_total_time={given.seconds}", f"-seed={given.seed}"]
-        limits += ["-max_len=400", "-timeout=60", "-rss_limit_mb=8192", "-print_final_stats=1"]
+        limits += [
+            "-max_len=400",
+            "-len_control=10",
+            "-timeout=60",
+            "-rss_limit_mb=8192",
+            "-print_final_stats=1",
+        ]
         return start(given.build, [*limits, corpus])
 
 

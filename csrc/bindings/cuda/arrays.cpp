@@ -84,6 +84,9 @@ View read_interface(const py::dict& described, py::object holder, const Argument
     if (type.size() < 3) argument.type_error("expected a dtype, got '" + type + "'");
     view.item_bytes = static_cast<std::size_t>(std::stoul(type.substr(2)));
     view.dtype = type[0] == '>' ? type : name_of_type(type[1], 8 * view.item_bytes);
+    // NumPy's types have no bfloat16: what stands for it tells its name.
+    if (const py::object dtype = attribute_of(holder, "dtype"); type.substr(1) == "V2" && dtype)
+        if (std::string(py::str(dtype)) == name_of(DType::bfloat16)) view.dtype = name_of(DType::bfloat16);
     const py::tuple data = described["data"];
     view.data = reinterpret_cast<char*>(data[0].cast<std::uintptr_t>());
     view.read_only = data[1].cast<bool>();
@@ -142,10 +145,33 @@ Place read_place(py::handle given) {
     return {parts[0], parts[1], stream_of(parts[2].cast<std::uintptr_t>()), parts[3]};
 }
 
+bool read_exact(py::handle given, const char* op) {
+    const Argument argument{op, "precision"};
+    if (!py::isinstance<py::str>(given)) argument.type_error("expected 'tf32' or 'highest', got " + type_name(given));
+    const std::string name = py::str(given);
+    if (name != "tf32" && name != "highest") argument.value_error("expected 'tf32' or 'highest', got '" + name + "'");
+    return name == "highest";
+}
+
 DType float_dtype(const View& view, const Argument& argument) {
     for (const DType dtype : {DType::float32, DType::float64})
         if (view.dtype == name_of(dtype)) return dtype;
     argument.type_error("expected dtype float32 or float64, got " + view.dtype);
+}
+
+DType float_or_bfloat16(const View& view, const Argument& argument) {
+    if (view.dtype != name_of(DType::bfloat16)) {
+        for (const DType dtype : {DType::float32, DType::float64})
+            if (view.dtype == name_of(dtype)) return dtype;
+        argument.type_error("expected dtype float32, float64 or bfloat16, got " + view.dtype);
+    }
+    const cuda::OnDevice here(view.device);
+    if (const int capability = cuda::current_device().capability; capability < 80)
+        argument.type_error(
+            "expected dtype float32 or float64, got bfloat16, which needs a device of compute capability "
+            "8.0 or more, not " +
+            std::to_string(capability / 10) + "." + std::to_string(capability % 10));
+    return DType::bfloat16;
 }
 
 View DeviceArrays::read(py::handle given, const Argument& argument) const {

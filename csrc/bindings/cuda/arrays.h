@@ -3,14 +3,24 @@
 
 #include <vector>
 
+#include "../../cuda/bfloat16.h"
 #include "../../cuda/machine.h"
 #include "../arguments.h"
 #include "../dlpack.h"
-#include "../recurrent_arguments.h"
+#include "../host_arrays.h"
 
 namespace tbptt::python {
 
 using tbptt::cuda::Stream;
+
+template <>
+constexpr DType dtype_of<cuda::Bfloat16> = DType::bfloat16;
+
+// Calls body(float()), body(double()) or body(cuda::Bfloat16()).
+template <class Body>
+auto with_device_dtype(DType dtype, const Body& body) {
+    return dtype == DType::bfloat16 ? body(cuda::Bfloat16{}) : with_dtype(dtype, body);
+}
 
 // An array as its library describes it.
 struct View {
@@ -41,10 +51,15 @@ struct Place {
 
 Place read_place(py::handle given);
 
+// Whether `precision` asks for full float32.
+bool read_exact(py::handle given, const char* op);
+
 // 0, 1 and 2 are the default streams: 0 and 1 that of all threads, 2 that of this thread.
 Stream stream_of(std::uintptr_t handle);
 
 DType float_dtype(const View& view, const Argument& argument);
+// bfloat16, too, where the array's device has it.
+DType float_or_bfloat16(const View& view, const Argument& argument);
 
 // The types of results.
 struct ElementType {
@@ -57,6 +72,8 @@ template <>
 inline constexpr ElementType element_type<float>{"float32", "<f4", {dl_float, 32, 1}};
 template <>
 inline constexpr ElementType element_type<double>{"float64", "<f8", {dl_float, 64, 1}};
+template <>  // NumPy has no bfloat16; ml_dtypes, which adds it, describes it so
+inline constexpr ElementType element_type<cuda::Bfloat16>{"bfloat16", "<V2", {dl_bfloat, 16, 1}};
 template <>
 inline constexpr ElementType element_type<int64_t>{"int64", "<i8", {dl_int, 64, 1}};
 
@@ -174,6 +191,7 @@ py::object new_device_array(const ElementType& type, Shape shape, int device, St
 
 void register_cuda_runtime(py::module_& module);
 void register_device_array(py::module_& module);
+void register_cuda_convolution(py::module_& module);
 void register_cuda_recurrent(py::module_& module);
 void register_cuda_layers(py::module_& module);
 void register_cuda_losses(py::module_& module);

@@ -74,6 +74,23 @@ __global__ void multiply_tile(const Tile<T> p) {
     for (int i = 0; i < 4; ++i) p.sum[(g + i / 2 * 8) * 8 + 2 * t + i % 2] = sum[i];
 }
 
+struct PairTile {
+    const Bfloat16* a;  // [16, 16]
+    const Bfloat16* b;  // [16, 8]
+    float* sum;         // [16, 8]
+};
+
+__global__ void multiply_pair_tile(const PairTile p) {
+    const int g = lane_index() / 4, t = lane_index() % 4;
+    const auto left = [&](int row, int k) { return pair_of(p.a[row * 16 + k], p.a[row * 16 + k + 1]); };
+    const auto right = [&](int k) { return pair_of(p.b[k * 8 + g], p.b[(k + 1) * 8 + g]); };
+    const Pair a[4] = {left(g, 2 * t), left(g + 8, 2 * t), left(g, 2 * t + 8), left(g + 8, 2 * t + 8)};
+    const Pair b[2] = {right(2 * t), right(2 * t + 8)};
+    float sum[4] = {};
+    multiply_add<true>(sum, a, b);
+    for (int i = 0; i < 4; ++i) p.sum[(g + i / 2 * 8) * 8 + 2 * t + i % 2] = sum[i];
+}
+
 std::vector<int> run_shift(int blocks, int threads, bool barrier) {
     std::vector<int> values(static_cast<std::size_t>(blocks * threads));
     Grid grid{static_cast<unsigned>(blocks), 1, 1, static_cast<unsigned>(threads)};
@@ -112,6 +129,14 @@ std::vector<T> run_tile(const std::vector<T>& a, const std::vector<T>& b, bool e
     return sum;
 }
 
+std::vector<float> run_pair_tile(const std::vector<float>& a, const std::vector<float>& b) {
+    if (a.size() != 256 || b.size() != 128) throw std::invalid_argument("expected 16 x 16 and 16 x 8 values");
+    const std::vector<Bfloat16> left(a.begin(), a.end()), right(b.begin(), b.end());
+    std::vector<float> sum(128);
+    launch(multiply_pair_tile, Grid{1, 1, 1, 32}, nullptr, PairTile{left.data(), right.data(), sum.data()});
+    return sum;
+}
+
 }  // namespace
 
 void register_emulator(py::module_& module) {
@@ -136,6 +161,8 @@ void register_emulator(py::module_& module) {
     module.def("wait_unevenly", [] { launch(wait_unevenly, Grid{1, 1, 1, 64}, nullptr, Uneven{}); });
     module.def("multiply_tile_float32", &run_tile<float>);
     module.def("multiply_tile_float64", &run_tile<double>);
+    module.def("multiply_tile_bfloat16", &run_pair_tile);
+    module.def("to_bfloat16", [](float x) { return Bfloat16(x).bits; });
     module.def("to_tf32", [](float x) { return to_tf32(x); });
 }
 

@@ -17,7 +17,7 @@ py::object softmax(py::handle place, py::handle x_given) {
         const Input<T> x = c.arrays.input<T>(c.first, shape_of(shape.extents), argument);
         const Made<T> y = c.arrays.make<T>(shape.extents);
         {
-            const py::gil_scoped_release unlocked;
+            const Unlocked unlocked;
             if (shape.columns > 0) cuda::softmax_forward<T>({shape.rows, shape.columns, x.data, y.data}, c.call());
         }
         return y.array;
@@ -34,7 +34,7 @@ py::object softmax_backward(py::handle place, py::handle grad_out, py::handle y_
         const Input<T> y = c.arrays.input<T>(c.first, shape_of(shape.extents), {op, "y"});
         const Made<T> grad_x = c.arrays.make<T>(shape.extents);
         {
-            const py::gil_scoped_release unlocked;
+            const Unlocked unlocked;
             if (shape.columns > 0)
                 cuda::softmax_backward<T>({shape.rows, shape.columns, grad_y.data, y.data, grad_x.data}, c.call());
         }
@@ -56,7 +56,7 @@ py::object embedding(py::handle place, py::handle ids_given, py::handle w_given)
         const Input<T> w = c.arrays.input<T>(c.first, shape_of(c.first), {op, "w"});
         const Made<T> y = c.arrays.make<T>(with_last(ids.extents(), width));
         {
-            const py::gil_scoped_release unlocked;
+            const Unlocked unlocked;
             cuda::embedding_forward<T>({ids.count(), width, ids.data(), w.data, y.data}, embeddings, c.call());
         }
         return y.array;
@@ -78,7 +78,7 @@ py::object embedding_backward(py::handle place, py::handle grad_out, py::handle 
         const Input<T> grad_y = c.arrays.input<T>(c.first, shape_of(shape.extents), {op, "grad_out"});
         const Made<T> grad_w = c.arrays.make<T>({embeddings, shape.columns});
         {
-            const py::gil_scoped_release unlocked;
+            const Unlocked unlocked;
             cuda::embedding_backward<T>({ids.count(), embeddings, shape.columns, ids.data(), grad_y.data, grad_w.data},
                                         c.call());
         }

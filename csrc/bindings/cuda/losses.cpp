@@ -48,7 +48,7 @@ py::tuple softmax_cross_entropy(py::handle place, py::handle logits_given, py::h
         const Made<T> grad = c.arrays.make<T>(shape.extents);
         const Losses<T> losses(c, wanted, shape.leading);
         {
-            const py::gil_scoped_release unlocked;
+            const Unlocked unlocked;
             cuda::softmax_cross_entropy<T>(
                 {shape.rows, shape.columns, ignored, 1, logits.data, targets.data(), weights.data, nullptr, grad.data},
                 losses.each.data, losses.total(), c.call());
@@ -71,7 +71,7 @@ py::tuple pointwise_loss(const Pointwise& loss, py::handle place, py::handle pre
         const Made<T> grad = c.arrays.make<T>(shape.extents);
         const Losses<T> losses(c, wanted, shape.extents);
         {
-            const py::gil_scoped_release unlocked;
+            const Unlocked unlocked;
             cuda::pointwise_loss<T>({loss.kind, loss.delta, shape.rows, shape.columns, 1, prediction.data, target.data,
                                      weights.data, losses.each.data, grad.data, nullptr},
                                     losses.total(), c.call());

@@ -93,7 +93,7 @@ py::object run(const DeviceCall& c, const DeviceLists<T>& lists, const Clipping&
     else
         given = c.arrays.input<double>(norm_given, Extents{}, {op, "norm"});
     {
-        const py::gil_scoped_release unlocked;
+        const Unlocked unlocked;
         Parameters<T> list = lists.list(clipping.clip_value);
         if (norm.data) cuda::gradient_norm<T>({list, norm.data, nullptr}, c.call());
         list.factor = clipping.maximize ? -1 : 1;
@@ -252,7 +252,7 @@ py::object global_norm(py::handle place, py::handle arrays_given, py::handle cli
     }
     const Made<double> norm = c.arrays.make_other<double>(Extents{});
     {
-        const py::gil_scoped_release unlocked;
+        const Unlocked unlocked;
         if (doubles.empty()) {
             singles.norm(limit, norm.data, c.call());
         } else if (singles.empty()) {

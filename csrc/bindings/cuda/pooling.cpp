@@ -34,7 +34,7 @@ py::tuple max_pool(py::handle place, py::handle x_given, py::handle kernel, py::
         const Made<T> y = c.arrays.make<T>(windows);
         const Made<int64_t> indices = c.arrays.make_other<int64_t>(windows);
         {
-            const py::gil_scoped_release unlocked;
+            const Unlocked unlocked;
             cuda::max_pool_forward<T>({pool.shape, x.data, y.data, indices.data}, c.call());
         }
         return py::make_tuple(y.array, indices.array);
@@ -58,7 +58,7 @@ py::object max_pool_backward(py::handle place, py::handle grad_out, py::handle i
         const Input<T> grad_y = c.arrays.input<T>(c.first, shape_of(c.first), argument);
         const Made<T> grad_x = c.arrays.make<T>(image_extents(images));
         {
-            const py::gil_scoped_release unlocked;
+            const Unlocked unlocked;
             cuda::max_pool_backward<T>({images.batch, images.channels, images.plane(), windows.plane(),
                                         images.channels_last, grad_y.data, indices.data(), grad_x.data, outside},
                                        images.x, windows.x, c.call());
@@ -82,7 +82,7 @@ py::object avg_pool(py::handle place, py::handle x_given, py::handle kernel, py:
         const Input<T> x = c.arrays.input<T>(c.first, shape_of(c.first), argument);
         const Made<T> y = c.arrays.make<T>(image_extents(pool.pooled()));
         {
-            const py::gil_scoped_release unlocked;
+            const Unlocked unlocked;
             cuda::avg_pool_forward<T>({pool.shape, count, x.data, y.data}, c.call());
         }
         return y.array;
@@ -98,7 +98,7 @@ py::object spread(const DeviceCall& c, const Pool& pool, bool count_padding, con
         const Input<T> grad_y = c.arrays.input<T>(c.first, shape_of(c.first), {op, "grad_out"});
         const Made<T> grad_x = c.arrays.make<T>(image_extents(pool.images));
         {
-            const py::gil_scoped_release unlocked;
+            const Unlocked unlocked;
             cuda::avg_pool_backward<T>({pool.shape, count_padding, grad_y.data, grad_x.data}, c.call());
         }
         return grad_x.array;
@@ -129,7 +129,7 @@ py::object global_avg_pool(py::handle place, py::handle x_given, py::handle layo
         const Input<T> x = c.arrays.input<T>(c.first, shape_of(c.first), argument);
         const Made<T> y = c.arrays.make<T>({images.batch, images.channels});
         {
-            const py::gil_scoped_release unlocked;
+            const Unlocked unlocked;
             cuda::global_avg_pool<T>(
                 {images.batch, images.channels, images.plane(), images.channels_last, x.data, y.data}, c.call());
         }

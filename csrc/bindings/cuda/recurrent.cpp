@@ -1,5 +1,6 @@
 // The recurrent layers on a device: rnn, gru and lstm, forward and backward.
 #include "../../cuda/api.h"
+#include "../recurrent_arguments.h"
 #include "arrays.h"
 
 namespace tbptt::python {
@@ -60,14 +61,6 @@ DeviceTape tape_of(const RecurrentShape& shape, int device, Stream stream, const
             static_cast<std::size_t>(saved_size(shape)) * sizeof(T)};
 }
 
-bool read_exact(py::handle given, const char* op) {
-    const Argument argument{op, "precision"};
-    if (!py::isinstance<py::str>(given)) argument.type_error("expected 'tf32' or 'highest', got " + type_name(given));
-    const std::string name = py::str(given);
-    if (name != "tf32" && name != "highest") argument.value_error("expected 'tf32' or 'highest', got '" + name + "'");
-    return name == "highest";
-}
-
 template <class T>
 void copy_or_zero(const T* from, T* to, int64_t count, Stream stream) {
     const std::size_t bytes = static_cast<std::size_t>(count) * sizeof(T);
@@ -97,7 +90,7 @@ py::tuple forward(const DeviceArrays& arrays, const cuda::Call& call, const Recu
                                 in.b_hh.data != nullptr, {out.array, out.data}, saved));
     }
     {
-        const py::gil_scoped_release unlocked;
+        const Unlocked unlocked;
         const int64_t last = batch * hidden;
         if (steps == 0 || batch == 0) {
             copy_or_zero(p.layer.h0, h_n.data, last, call.stream);
@@ -119,12 +112,13 @@ py::tuple recurrent_forward(Cell cell, py::handle place_given, py::handle precis
     const cuda::Call call{place.stream, read_exact(precision, op)};
     DeviceArrays arrays(place);
     const View x = arrays.read(x_given, {op, "x"}), w_hh = arrays.read(w_hh_given, {op, "w_hh"});
-    const DType dtype = float_dtype(x, {op, "x"});
+    const DType dtype = float_or_bfloat16(x, {op, "x"});
     const RecurrentShape shape = read_shape(cell, shape_of(x), shape_of(w_hh), op);
     arrays.stay_on(x.device);
     const cuda::OnDevice here(x.device);
     const GivenLayer<View> given{x, unpack_state(hx, cell, {op, "hx"}), w_ih, w_hh, b_ih, b_hh, is_init};
-    return with_dtype(dtype, [&](auto zero) { return forward<decltype(zero)>(arrays, call, shape, given, training); });
+    return with_device_dtype(dtype,
+                             [&](auto zero) { return forward<decltype(zero)>(arrays, call, shape, given, training); });
 }
 
 template <class T>
@@ -141,7 +135,7 @@ py::tuple backward(const DeviceArrays& arrays, const cuda::Call& call, const Dev
     p.tape = {const_cast<T*>(tape.out.as<T>()), static_cast<T*>(tape.saved)};
     grads.set(p, in, truncation);
     {
-        const py::gil_scoped_release unlocked;
+        const Unlocked unlocked;
         if (shape.steps == 0 || shape.batch == 0)
             pass_through(p, [&](const T* from, T* to, int64_t count) { copy_or_zero(from, to, count, call.stream); });
         else
@@ -166,7 +160,7 @@ py::tuple recurrent_backward(Cell cell, py::handle place_given, py::handle preci
     DeviceArrays arrays(place);
     arrays.stay_on(tape.device);
     const cuda::OnDevice here(tape.device);
-    return with_dtype(tape.dtype, [&](auto zero) {
+    return with_device_dtype(tape.dtype, [&](auto zero) {
         return backward<decltype(zero)>(arrays, call, tape, grad_out, state, windows, carry_scale);
     });
 }
@@ -196,7 +190,7 @@ DeviceTape restore_tape(py::handle place_given, py::handle name, py::handle x_gi
     arrays.stay_on(x.device);
     const GivenLayer<View> given{x, unpack_state(hx, cell, {op, "hx"}), w_ih, w_hh, py::none(), py::none(), is_init};
     const bool b_ih = read_bool(has_b_ih, {op, "has_b_ih"}), b_hh = read_bool(has_b_hh, {op, "has_b_hh"});
-    return with_dtype(float_dtype(x, {op, "x"}), [&](auto zero) {
+    return with_device_dtype(float_or_bfloat16(x, {op, "x"}), [&](auto zero) {
         return restore<decltype(zero)>(arrays, place.stream, shape, given, b_ih, b_hh, out, memory);
     });
 }

@@ -36,8 +36,8 @@ def train(options: Namespace) -> int:
 
     with _stopping() as stop:
         reason = _fit(session, request, stop, options.checkpoint_every)
-    if request.save:
-        session.save(request.save, request.source, request.epochs)
+        if request.save:  # here, where a signal does not end it
+            session.save(request.save, request.source, request.epochs)
     if stop.signal:
         kept = f"saved in {request.save}" if request.save else "nothing saved"
         print(f"tbptt_fast train: interrupted, {kept}", file=sys.stderr)

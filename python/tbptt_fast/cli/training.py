@@ -177,10 +177,10 @@ def load(path: str) -> tuple[dict[str, Any], Settings]:
     tree = checkpoint.load(path)
     if not isinstance(tree, dict) or tree.get("format") != _FORMAT:
         raise CheckpointError(f"{path}: not written by `tbptt_fast train`")
-    names = {field.name for field in fields(Settings)}
-    if set(tree["settings"]) != names:
+    names, settings = {field.name for field in fields(Settings)}, tree.get("settings")
+    if not isinstance(settings, dict) or set(settings) != names:
         raise CheckpointError(f"{path}: written by another version of tbptt_fast")
-    return tree, Settings(**tree["settings"])
+    return tree, Settings(**settings)
 
 
 def make_optimizer(parameters: dict[str, Array], settings: Settings) -> optim.Optimizer:

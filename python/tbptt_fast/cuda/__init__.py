@@ -10,8 +10,14 @@ of other libraries they are `DeviceArray`s, which those read by the same protoco
 
 `precision` is "tf32", in which tensor cores multiply float32 numbers rounded to 10 bits behind the
 point and add them up in float32, or "highest", which is float32 throughout. The default is "tf32",
-as it is in PyTorch's own recurrent layers (cuDNN's). float64 is float64 in both; chips without
-TF32 (before Ampere) always use "highest".
+as it is in PyTorch's own recurrent layers and convolutions (cuDNN's). float64 is float64 in both;
+chips without TF32 (before Ampere) always use "highest".
+
+bfloat16, from compute capability 8.0 on, halves the bytes: all arrays of a call have that dtype,
+the initial and last states and carry_scale too. Tensor cores add products up in float32; gates,
+the running states (an LSTM's c, a GRU's h) and the gradients carried from step to step are float32
+within a call, and every result is rounded once. `precision` does not matter to it. NumPy's dtype
+for it is ml_dtypes' (in arrays of other libraries with `__cuda_array_interface__`).
 
 `stream` is None for the stream that x's library currently uses on its device, or a stream: an
 integer handle, or an object of PyTorch, CuPy or another library with `__cuda_stream__`. Calls put
@@ -24,8 +30,17 @@ raise a RuntimeError with that sentence. `tbptt_fast.torch` uses these kernels f
 "cuda".
 """
 
+from ..ops_convolution import ConvGrads
 from ..ops_recurrent import RecurrentGrads
 from . import _module
+from ._convolution import (
+    conv1d,
+    conv1d_backward,
+    conv2d,
+    conv2d_backward,
+    conv_transpose2d,
+    conv_transpose2d_backward,
+)
 from ._layers import (
     embedding,
     embedding_backward,
@@ -58,12 +73,19 @@ from ._recurrent import (
 )
 
 __all__ = [
+    "ConvGrads",
     "Precision",
     "RecurrentGrads",
     "adam_step",
     "avg_pool2d",
     "avg_pool2d_backward",
     "build_info",
+    "conv1d",
+    "conv1d_backward",
+    "conv2d",
+    "conv2d_backward",
+    "conv_transpose2d",
+    "conv_transpose2d_backward",
     "devices",
     "embedding",
     "embedding_backward",

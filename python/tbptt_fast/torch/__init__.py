@@ -5,9 +5,10 @@
 `LSTM`, `GRU`, `RNN`, `Conv1d` and `Conv2d` take the place of torch.nn's; `accelerate(model)` puts
 them into a model that exists. Everything runs eagerly, under `torch.compile(fullgraph=True)` and
 `torch.export`, on CPU tensors of float32 or float64; under autocast in float32. Tensors are shared
-with the kernels, not copied. Threads are those of `tbptt_fast.set_num_threads`. `LSTM`, `GRU` and
-`RNN` and their functions run on "cuda", too, where `tbptt_fast.cuda.is_available()`; there float32
-follows PyTorch's own setting of TF32 for recurrent layers.
+with the kernels, not copied. Threads are those of `tbptt_fast.set_num_threads`. These layers and
+their functions run on "cuda", too, where `tbptt_fast.cuda.is_available()`; there float32 follows
+PyTorch's own setting of TF32 for recurrent layers and for convolutions, and recurrent layers take
+bfloat16, under autocast to it, too (from compute capability 8.0 on).
 """
 
 try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -97,8 +97,18 @@ def check_device(op: str, **tensors: Tensor | None) -> None:
             )
 
 
+_precision = getattr(torch._C, "_get_fp32_precision_getter", None)  # since PyTorch 2.9
+
+
+def cuda_precision(layer: Literal["rnn", "conv"]) -> cuda.Precision:
+    """What PyTorch would compute a layer's float32 in."""
+    if _precision is not None:
+        return "tf32" if _precision("cuda", layer) == "tf32" else "highest"
+    return "tf32" if torch.backends.cudnn.allow_tf32 else "highest"
+
+
 def missing_device(tensor: Tensor) -> str | None:
-    """Why recurrent layers have no kernel where this tensor is; None where they have."""
+    """Why layers have no kernel where this tensor is; None where they have."""
     kind = tensor.device.type
     if kind == "cpu":
         return None
@@ -125,8 +135,13 @@ def define(
     backward: Callable[..., Any],
     setup_context: Callable[..., None],
     on_cuda: Implementation | None = None,
+    autocast_to: Callable[..., torch.dtype] = lambda *args: torch.float32,
 ) -> None:
-    """Register an operator with its shapes, its gradient and its rule for autocast: float32."""
+    """Register an operator with its shapes, its gradient and its rule for autocast.
+
+    `autocast_to` gets the arguments and says what tensors of at most 32 bits become: float32, or
+    bfloat16 where there are kernels.
+    """
     LIBRARY.define(f"{name}{schema}")
     LIBRARY.impl(name, implementation, "CPU")
     if on_cuda is not None:
@@ -138,23 +153,39 @@ def define(
 
     for device in ("CPU", "CUDA"):
         key = f"Autocast{device}"
-        LIBRARY.impl(name, _in_float32(name, getattr(torch._C.DispatchKey, key)), key)
+        rule = _autocast(name, getattr(torch._C.DispatchKey, key), autocast_to)
+        LIBRARY.impl(name, rule, key)
 
 
-def _in_float32(name: str, key: Any) -> Callable[..., Any]:
+def _autocast(name: str, key: Any, dtype_of: Callable[..., torch.dtype]) -> Callable[..., Any]:
     """The operator's rule for autocast under this dispatch key."""
 
     def run(*args: Any) -> Any:
+        dtype = dtype_of(*args)
         with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(key)):
-            return getattr(torch.ops.tbptt_fast, name)(*(_to_float32(a) for a in args))
+            return getattr(torch.ops.tbptt_fast, name)(*(_cast(a, dtype) for a in args))
 
     return run
 
 
-def _to_float32(argument: Any) -> Any:
-    if isinstance(argument, Tensor) and argument.dtype in (torch.bfloat16, torch.float16):
-        return argument.float()
+_CAST = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def _cast(argument: Any, dtype: torch.dtype) -> Any:
+    if isinstance(argument, Tensor) and argument.dtype in _CAST:
+        return argument.to(dtype)
     return argument
+
+
+def has_bfloat16(tensor: Tensor) -> bool:
+    """Whether the tensor is on a GPU whose kernels take bfloat16."""
+    return tensor.is_cuda and _capability(tensor.device.index) >= 8
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _capability(device: int) -> int:
+    """Which compilers are not to look into."""
+    return torch.cuda.get_device_capability(device)[0]
 
 
 def refuse_second_derivative(name: str) -> tuple[Callable[..., Any], Callable[..., None]]:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ._bridge import missing_device
 from .convolution_ops import conv1d, conv2d
 
 
@@ -17,8 +18,8 @@ class _Convolution(nn.modules.conv._ConvNd):
 
     def missing_kernel(self) -> str | None:
         """Why torch's own code runs, or None where the native kernels do."""
-        if self.weight.device.type != "cpu":
-            return f"parameters are on {self.weight.device}, not on cpu"
+        if (reason := missing_device(self.weight)) is not None:
+            return f"parameters are on {self.weight.device}: {reason}"
         if self.weight.dtype not in (torch.float32, torch.float64):
             return f"parameters are {self.weight.dtype}, not float32 or float64"
         return None
@@ -66,7 +67,7 @@ class _Convolution(nn.modules.conv._ConvNd):
                 f"{list(input.shape)} to have {self.in_channels} channels, "
                 f"but got {input.shape[1 - rank]} channels instead"
             )
-        autocast = torch.is_autocast_enabled("cpu")
+        autocast = torch.is_autocast_enabled("cuda" if input.is_cuda else "cpu")
         if input.dtype != weight.dtype and not autocast:
             raise RuntimeError(
                 f"Input type ({input.dtype}) and weight type ({weight.dtype}) should be the same"

@@ -2,6 +2,9 @@
 
 `tbptt_fast::conv2d` and its gradient; a convolution in one dimension is one over images of a single
 row. Images in torch's channels_last format are computed and returned in it, without a copy.
+
+On a GPU float32 is computed in TF32 where PyTorch's own convolutions would
+(`torch.backends.cudnn.allow_tf32`, or `torch.backends.cudnn.conv.fp32_precision`).
 """
 
 from __future__ import annotations
@@ -14,8 +17,11 @@ from torch import Tensor
 
 from .. import _native
 from .._types import Array
+from ..cuda import _module
+from ..cuda._places import place_of
 from ._bridge import (
-    check_cpu,
+    check_device,
+    cuda_precision,
     define,
     is_plain,
     needs_grad,
@@ -55,6 +61,10 @@ def _options(
     return tuple(stride), ((top, bottom), (left, right)), tuple(dilation), groups
 
 
+def _names(needs: Sequence[bool]) -> tuple[str, ...]:
+    return tuple(name for name, needed in zip("xwb", needs, strict=True) if needed)
+
+
 def _forward(x: Tensor, w: Tensor, b: Tensor | None, *options: Any) -> Tensor:
     last = _is_channels_last(x)
     images, kernels, biases = to_arrays(_images(x, last), w, b)
@@ -77,7 +87,7 @@ def _backward(grad_out: Tensor, x: Tensor, w: Tensor, *rest: Any) -> tuple[Tenso
         None,
         "NHWC" if last else "NCHW",
         "auto",
-        tuple(name for name, needed in zip("xwb", needs, strict=True) if needed),
+        _names(needs),
     )
     nothing = x.new_empty(0)
     by_x, by_w, by_b = grads
@@ -86,6 +96,43 @@ def _backward(grad_out: Tensor, x: Tensor, w: Tensor, *rest: Any) -> tuple[Tenso
         nothing.clone() if by_w is None else to_tensor(by_w),
         nothing.clone() if by_b is None else to_tensor(by_b),
     )
+
+
+def _forward_cuda(x: Tensor, w: Tensor, b: Tensor | None, *options: Any) -> Tensor:
+    last = _is_channels_last(x)
+    images, layout = _images(x, last), "NHWC" if last else "NCHW"
+    place, precision = place_of(images), cuda_precision("conv")
+    given = (*_options(*options), None, layout, "auto")
+    y: Tensor = _module.native().conv2d(place, precision, images, w, b, *given)
+    return y.permute(0, 3, 1, 2) if last else y
+
+
+def _backward_cuda(grad_out: Tensor, x: Tensor, w: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    *options, needs = rest
+    last = _is_channels_last(x)
+    images, layout = _images(x, last), "NHWC" if last else "NCHW"
+    place, precision = place_of(images), cuda_precision("conv")
+    given = (*_options(*options), None, layout, "auto", _names(needs))
+    run = _module.native().conv2d_backward
+    by_x, by_w, by_b = run(place, precision, _images(grad_out, last), images, w, None, *given)
+    if last and by_x is not None:
+        by_x = by_x.permute(0, 3, 1, 2)
+    return tuple(x.new_empty(0) if g is None else g for g in (by_x, by_w, by_b))
+
+
+def _is_on_gpu(x: Tensor) -> bool:
+    """Whether a call with this tensor is one of the CUDA kernels."""
+    return x.is_cuda
+
+
+def _run_forward(x: Tensor, *rest: Any) -> Tensor:
+    """The forward pass where x is."""
+    return (_forward_cuda if _is_on_gpu(x) else _forward)(x, *rest)
+
+
+def _run_backward(grad_out: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    """The backward pass where x is."""
+    return (_backward_cuda if _is_on_gpu(x) else _backward)(grad_out, x, *rest)
 
 
 def _output_shape(x: Tensor, w: Tensor, *options: Any) -> list[Any]:
@@ -138,6 +185,7 @@ define(
     _backward,
     _fake_backward,
     *refuse_second_derivative("conv2d_backward"),
+    on_cuda=_backward_cuda,
 )
 _GRADIENT = torch.ops.tbptt_fast.conv2d_backward.default
 define(
@@ -147,20 +195,21 @@ define(
     _fake_forward,  # type: ignore[arg-type]
     lambda ctx, grad: _differentiate(_GRADIENT, ctx, grad),
     _save,
+    on_cuda=_forward_cuda,  # type: ignore[arg-type]
 )
 
 
 class _Plain(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Any:
-        output = _forward(*inputs)
+        output = _run_forward(*inputs)
         _save(ctx, inputs, output)
         return output
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         # the operator, where second derivatives may be asked for: it refuses them
-        return _differentiate(_GRADIENT if torch.is_grad_enabled() else _backward, ctx, grad)
+        return _differentiate(_GRADIENT if torch.is_grad_enabled() else _run_backward, ctx, grad)
 
 
 def run_convolution(
@@ -177,7 +226,7 @@ def run_convolution(
     if not is_plain(x, w, b):
         return torch.ops.tbptt_fast.conv2d(*arguments)  # type: ignore[no-any-return]
     if not needs_grad(x, w, b):
-        return _forward(*arguments)
+        return _run_forward(*arguments)
     return _Plain.apply(*arguments)  # type: ignore[no-any-return, no-untyped-call]
 
 
@@ -222,7 +271,7 @@ def _convolve(
     groups: int,
 ) -> Tensor:
     """Check the arguments and run; a single direction is that along images of one row."""
-    check_cpu(op, input=input, weight=weight, bias=bias)
+    check_device(op, input=input, weight=weight, bias=bias)
     rank = directions + 2
     if input.dim() not in (rank - 1, rank) or weight.dim() != rank:
         raise ValueError(
@@ -260,8 +309,9 @@ def conv2d(
     """torch.nn.functional.conv2d on native kernels.
 
     Args:
-        input: [N, I, Y, X] or [I, Y, X], float32 or float64 on the CPU, in either memory format;
-            the result has the same.
+        input: [N, I, Y, X] or [I, Y, X], float32 or float64 on the CPU, or on a GPU where
+            `tbptt_fast.cuda` runs, in either memory format; the result has the same. All tensors
+            are on one device.
         weight: [O, I/groups, kY, kX].
         bias: [O] or None.
         stride, padding, dilation: one integer, or (vertical, horizontal); padding also "same" or
@@ -272,8 +322,8 @@ def conv2d(
 
     Raises:
         TypeError, ValueError: a wrong dtype; a wrong shape or value.
-        RuntimeError: a tensor is not on the CPU; padding="same" with a stride; a second derivative
-            is asked for.
+        RuntimeError: a tensor is on a device without kernels; padding="same" with a stride; a
+            second derivative is asked for.
 
     Source: see `tbptt_fast.conv2d`.
 
@@ -299,7 +349,7 @@ def conv1d(
     """torch.nn.functional.conv1d on native kernels.
 
     Args:
-        input: [N, I, X] or [I, X], float32 or float64 on the CPU.
+        input: [N, I, X] or [I, X], of such a dtype and device.
         weight: [O, I/groups, kX].
 
     The other arguments and errors are those of `conv2d`.

@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from ..ops import Truncation
 from ._bridge import missing_device
-from .recurrent_ops import Cell, read_truncation, run_layer
+from .recurrent_ops import Cell, read_truncation, run_layer, takes
 
 _CELLS: dict[str, Cell] = {
     "RNN_TANH": "rnn_tanh",
@@ -103,7 +103,7 @@ class _Recurrent(nn.RNNBase):
             return "projections (proj_size) have no kernel"
         if (reason := missing_device(weight)) is not None:
             return f"parameters are on {weight.device}, not on cpu: {reason}"
-        if weight.dtype not in (torch.float32, torch.float64):
+        if not takes(weight):
             return f"parameters are {weight.dtype}, not float32 or float64"
         return None
 
@@ -284,7 +284,7 @@ class _Recurrent(nn.RNNBase):
             )
         if x.dtype != weight.dtype or x.size(-1) != self.input_size:
             self.check_input(x, None)
-        # which turns all of them into float32
+        # which turns all of them into one dtype
         autocast = torch.is_autocast_enabled("cuda" if x.is_cuda else "cpu")
         expected = (self.num_layers * (2 if self.bidirectional else 1), x.size(1), self.hidden_size)
         for index, state in enumerate(states):

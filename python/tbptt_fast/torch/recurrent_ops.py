@@ -7,7 +7,8 @@ behind an `autograd.Function`.
 
 On a GPU the output is part of what the backward pass reads, and is saved beside the tape. float32
 is computed in TF32 where PyTorch's own recurrent layers would (`torch.backends.cudnn.allow_tf32`,
-or `torch.backends.cudnn.rnn.fp32_precision`), which is the default of both.
+or `torch.backends.cudnn.rnn.fp32_precision`), which is the default of both. bfloat16 has kernels on
+GPUs from compute capability 8.0 on, where autocast to it uses them.
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ import torch
 from torch import Tensor
 
 from .. import _native
-from ..cuda import Precision, _module
+from ..cuda import _module
 from ..cuda._places import place_of
 from ..ops import Truncation
 from ._bridge import (
     check_device,
+    cuda_precision,
     define,
+    has_bfloat16,
     is_plain,
     needs_grad,
     refuse_second_derivative,
@@ -56,14 +59,11 @@ def pair_states(cell: Cell, states: Sequence[Any]) -> Any:
     return tuple(states) if cell == "lstm" else states[0]
 
 
-_rnn_precision = getattr(torch._C, "_get_fp32_precision_getter", None)  # since PyTorch 2.9
-
-
-def cuda_precision() -> Precision:
-    """What PyTorch would compute a recurrent layer's float32 in."""
-    if _rnn_precision is not None:
-        return "tf32" if _rnn_precision("cuda", "rnn") == "tf32" else "highest"
-    return "tf32" if torch.backends.cudnn.allow_tf32 else "highest"
+def takes(tensor: Tensor) -> bool:
+    """Whether recurrent layers have kernels for the tensor's dtype where it is."""
+    if tensor.dtype == torch.bfloat16:
+        return has_bfloat16(tensor)
+    return tensor.dtype in (torch.float32, torch.float64)
 
 
 class Layer:
@@ -122,6 +122,18 @@ class Layer:
         """Whether a call with this tensor is one of the CUDA kernels."""
         return x.is_cuda
 
+    def autocast_forward(self, x: Tensor, *rest: Any) -> torch.dtype:
+        """bfloat16 if autocast asks for it and it has kernels, else float32."""
+        if self.has_cuda and has_bfloat16(x):
+            if torch.get_autocast_dtype(x.device.type) == torch.bfloat16:
+                return torch.bfloat16
+        return torch.float32
+
+    def autocast_backward(self, grad_out: Tensor | None, *rest: Any) -> torch.dtype:
+        """As the forward pass was: a tape cannot be cast."""
+        kept: torch.dtype = rest[self.states].dtype
+        return torch.bfloat16 if kept == torch.bfloat16 else torch.float32
+
     def forward_cuda(self, x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
         """`forward` on a GPU. The tape holds what is kept beside the output."""
         n, keep = self.states, rest[-1]
@@ -129,7 +141,7 @@ class Layer:
         run = getattr(_module.native(), self._names[0])
         out, state, tape = run(
             place_of(x),
-            cuda_precision(),
+            cuda_precision("rnn"),
             x,
             pair_states(self.cell, states),
             *weights,
@@ -152,7 +164,7 @@ class Layer:
         )
         run, by_state = getattr(module, self._names[1]), pair_states(self.cell, grad_states)
         options = (truncation, carry_scale)
-        grads = run(place, cuda_precision(), restored, grad_out, by_state, *options)
+        grads = run(place, cuda_precision("rnn"), restored, grad_out, by_state, *options)
         by_states = grads[1] if self.cell == "lstm" else (grads[1],)
         found = (grads[0], *by_states, *grads[2:])
         return tuple([x.new_empty(0) if g is None else g for g in found])
@@ -228,6 +240,7 @@ class Layer:
             self.fake_backward,
             *refuse_second_derivative(name),
             on_cuda=self.backward_cuda if self.has_cuda else None,
+            autocast_to=self.autocast_backward,
         )
         gradient = getattr(torch.ops.tbptt_fast, name).default
         define(
@@ -241,6 +254,7 @@ class Layer:
             ),
             lambda ctx, inputs, output: self.save(ctx, inputs, output),
             on_cuda=self.forward_cuda if self.has_cuda else None,
+            autocast_to=self.autocast_forward,
         )
         layer = self
 
@@ -349,8 +363,8 @@ def rnn(
     """`tbptt_fast.rnn_forward` as a differentiable function of tensors.
 
     Args:
-        x: [T, B, I], float32 or float64 on the CPU, or on a GPU where `tbptt_fast.cuda` runs; all
-            tensors are on one device.
+        x: [T, B, I], float32 or float64 on the CPU, or on a GPU where `tbptt_fast.cuda` runs, which
+            takes bfloat16, too; all tensors are on one device.
         hx: [B, H] or None (zeros).
         w_ih, w_hh, b_ih, b_hh: [H, I], [H, H], [H] or None, as in torch.nn.RNN.
         nonlinearity: "tanh" or "relu".

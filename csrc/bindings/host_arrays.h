@@ -1,0 +1,45 @@
+// Arrays in the host's memory as the readers see them that are written for every place where arrays may lie; their twin for
+// devices is in cuda/arrays.h.
+#pragma once
+
+#include "arguments.h"
+
+namespace tbptt::python {
+
+// A fresh output; None until it is made.
+template <class T>
+struct Made {
+    py::object array = py::none();
+    T* data = nullptr;
+};
+
+// NumPy's arrays, and what others export from CPU memory.
+struct HostArrays {
+    template <class T, class Given>
+    Input<T> input(const Given& given, std::initializer_list<int64_t> shape, const Argument& argument) const {
+        return python::input<T>(given, shape, argument);
+    }
+    template <class T>
+    Input<T> input(py::handle given, const Extents& shape, const Argument& argument) const {
+        return input_of_extents<T>(given, shape, argument);
+    }
+    template <class T>
+    Input<T> optional_input(py::handle given, std::initializer_list<int64_t> shape, const Argument& argument) const {
+        return python::optional_input<T>(given, shape, argument);
+    }
+    Input<std::uint8_t> mask(py::handle given, std::initializer_list<int64_t> shape, const Argument& argument) const {
+        return optional_mask(given, shape, argument);
+    }
+    template <class T>
+    Made<T> make(std::initializer_list<int64_t> shape) const {
+        Output<T> output(shape);
+        return {std::move(output.array), output.data};
+    }
+    template <class T>
+    Made<T> make(const Extents& shape) const {
+        Output<T> output({element_count(shape)});
+        return {reshaped(output.array, shape), output.data};
+    }
+};
+
+}  // namespace tbptt::python

@@ -26,7 +26,7 @@ from .convolution_ops import conv1d, conv2d
 from .convrecurrent import ConvGRU2d, ConvLSTM2d, ConvRNN2d
 from .convrecurrent_ops import convgru, convlstm, convrnn
 from .recurrent import GRU, LSTM, RNN
-from .recurrent_ops import gru, lstm, rnn
+from .recurrent_functions import gru, lstm, rnn
 from .streams import StreamBatcher, detach_state, windows
 from .swap import SwapReport, accelerate, decelerate
 

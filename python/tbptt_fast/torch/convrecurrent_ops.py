@@ -16,7 +16,8 @@ from .. import _native
 from .._types import Layout
 from ..ops import Truncation
 from ._bridge import check_cpu, is_plain, needs_grad, to_arrays, to_tensor
-from .recurrent_ops import CELLS, Cell, Layer, pair_states, plain_cell, read_truncation
+from .recurrent_functions import plain_cell, read_truncation
+from .recurrent_ops import CELLS, Cell, Layer, pair_states
 
 Size = int | tuple[int, int]
 # per value of the output: with the gates, and where they are made again

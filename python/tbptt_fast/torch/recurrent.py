@@ -11,7 +11,8 @@ from torch.nn.utils.rnn import PackedSequence
 
 from ..ops import Truncation
 from ._bridge import missing_device
-from .recurrent_ops import Cell, read_truncation, run_layer, takes
+from .recurrent_functions import read_truncation
+from .recurrent_ops import Cell, run_layer, takes
 
 _CELLS: dict[str, Cell] = {
     "RNN_TANH": "rnn_tanh",

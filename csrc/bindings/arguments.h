@@ -9,7 +9,7 @@
 
 namespace tbptt::python {
 
-using Extents = std::vector<py::ssize_t>;
+using Extents = std::vector<Extent>;
 
 // The first `array.ndim() - without` extents; a ValueError when there are fewer.
 Extents leading_extents(Shape shape, int64_t without, const Argument& argument);

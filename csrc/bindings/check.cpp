@@ -16,7 +16,7 @@ void Argument::value_error(const std::string& message) const {
     throw py::value_error(std::string(op) + ": " + name + ": " + message);
 }
 
-std::string format_shape(const int64_t* shape, std::size_t rank) {
+std::string format_shape(const Extent* shape, std::size_t rank) {
     std::string text = "[";
     for (std::size_t i = 0; i < rank; ++i) text += (i ? ", " : "") + std::to_string(shape[i]);
     return text + "]";
@@ -24,7 +24,7 @@ std::string format_shape(const int64_t* shape, std::size_t rank) {
 
 std::string format_shape(Shape shape) { return format_shape(shape.extents, static_cast<std::size_t>(shape.rank)); }
 
-std::string format_shape(std::initializer_list<int64_t> shape) { return format_shape(shape.begin(), shape.size()); }
+std::string format_shape(std::initializer_list<Extent> shape) { return format_shape(shape.begin(), shape.size()); }
 
 Shape shape_of(const py::array& array) { return {array.shape(), array.ndim()}; }
 
@@ -104,7 +104,7 @@ void check_shape(Shape given, Shape expected, const Argument& argument) {
     if (!same) argument.value_error("expected shape " + format_shape(expected) + ", got " + format_shape(given));
 }
 
-void check_shape(Shape given, std::initializer_list<int64_t> shape, const Argument& argument) {
+void check_shape(Shape given, std::initializer_list<Extent> shape, const Argument& argument) {
     check_shape(given, shape_of(shape), argument);
 }
 
@@ -112,11 +112,11 @@ void check_rank(const py::array& array, int64_t rank, const Argument& argument) 
     check_rank(shape_of(array), rank, argument);
 }
 
-void check_shape(const py::array& array, std::initializer_list<int64_t> shape, const Argument& argument) {
+void check_shape(const py::array& array, std::initializer_list<Extent> shape, const Argument& argument) {
     check_shape(shape_of(array), shape, argument);
 }
 
-Input<std::uint8_t> optional_mask(py::handle object, std::initializer_list<int64_t> shape, const Argument& argument) {
+Input<std::uint8_t> optional_mask(py::handle object, std::initializer_list<Extent> shape, const Argument& argument) {
     if (object.is_none()) return {};
     const py::array array = to_array(object, argument);
     if (!has_number(array, py::detail::npy_api::NPY_BOOL_))
@@ -139,7 +139,7 @@ bool read_bool(py::handle value, const Argument& argument) {
     return value.ptr() == Py_True;
 }
 
-int64_t element_count(std::initializer_list<int64_t> shape) {
+int64_t element_count(std::initializer_list<Extent> shape) {
     int64_t count = 1;
     for (const int64_t extent : shape)
         if (__builtin_mul_overflow(count, extent, &count)) throw std::bad_alloc();
@@ -150,7 +150,7 @@ int64_t element_count(std::initializer_list<int64_t> shape) {
 Block::Block(std::size_t bytes) : data_(allocate(bytes)) {}
 Block::~Block() { release(data_); }
 
-py::array new_array(DType dtype, std::initializer_list<int64_t> shape) {
+py::array new_array(DType dtype, std::initializer_list<Extent> shape) {
     // Small arrays are cheaper from NumPy; big ones come without page faults from the cache.
     constexpr int64_t small = 1 << 15;
     const std::size_t size = dtype == DType::float32 ? sizeof(float) : sizeof(double);

@@ -26,19 +26,21 @@ struct Argument {
     [[noreturn]] void value_error(const std::string& message) const;
 };
 
+using Extent = py::ssize_t;  // as NumPy has them; on macOS another type than int64_t
+
 // The extents of an array, wherever it lies.
 struct Shape {
-    const int64_t* extents;
+    const Extent* extents;
     int64_t rank;
 };
 
-inline Shape shape_of(std::initializer_list<int64_t> shape) {
+inline Shape shape_of(std::initializer_list<Extent> shape) {
     return {shape.begin(), static_cast<int64_t>(shape.size())};
 }
 
-std::string format_shape(const int64_t* shape, std::size_t rank);
+std::string format_shape(const Extent* shape, std::size_t rank);
 std::string format_shape(Shape shape);
-std::string format_shape(std::initializer_list<int64_t> shape);
+std::string format_shape(std::initializer_list<Extent> shape);
 std::string format_shape(const py::array& array);
 Shape shape_of(const py::array& array);
 std::string type_name(py::handle object);
@@ -58,9 +60,9 @@ DType float_dtype(const py::array& array, const Argument& argument);
 
 void check_rank(Shape given, int64_t rank, const Argument& argument);
 void check_shape(Shape given, Shape expected, const Argument& argument);
-void check_shape(Shape given, std::initializer_list<int64_t> shape, const Argument& argument);
+void check_shape(Shape given, std::initializer_list<Extent> shape, const Argument& argument);
 void check_rank(const py::array& array, int64_t rank, const Argument& argument);
-void check_shape(const py::array& array, std::initializer_list<int64_t> shape, const Argument& argument);
+void check_shape(const py::array& array, std::initializer_list<Extent> shape, const Argument& argument);
 
 // A contiguous float input that is kept alive by its holder. A missing optional input has a null pointer.
 template <class T>
@@ -72,7 +74,7 @@ struct Input {
 void check_dtype(const py::array& array, DType dtype, const Argument& argument);
 
 template <class T>
-Input<T> input(const py::array& array, std::initializer_list<int64_t> shape, const Argument& argument) {
+Input<T> input(const py::array& array, std::initializer_list<Extent> shape, const Argument& argument) {
     check_dtype(array, dtype_of<T>, argument);
     check_shape(array, shape, argument);
     py::array contiguous = to_contiguous(array);
@@ -81,12 +83,12 @@ Input<T> input(const py::array& array, std::initializer_list<int64_t> shape, con
 }
 
 template <class T>
-Input<T> input(py::handle object, std::initializer_list<int64_t> shape, const Argument& argument) {
+Input<T> input(py::handle object, std::initializer_list<Extent> shape, const Argument& argument) {
     return input<T>(to_array(object, argument), shape, argument);
 }
 
 template <class T>
-Input<T> optional_input(py::handle object, std::initializer_list<int64_t> shape, const Argument& argument) {
+Input<T> optional_input(py::handle object, std::initializer_list<Extent> shape, const Argument& argument) {
     if (object.is_none()) return {};
     return input<T>(object, shape, argument);
 }
@@ -97,10 +99,10 @@ py::object to_index(py::handle value);
 bool read_bool(py::handle value, const Argument& argument);
 
 // Truth values [.., ..] of dtype bool, or nothing.
-Input<std::uint8_t> optional_mask(py::handle object, std::initializer_list<int64_t> shape, const Argument& argument);
+Input<std::uint8_t> optional_mask(py::handle object, std::initializer_list<Extent> shape, const Argument& argument);
 
 // The number of elements; std::bad_alloc (MemoryError) when it cannot be addressed.
-int64_t element_count(std::initializer_list<int64_t> shape);
+int64_t element_count(std::initializer_list<Extent> shape);
 
 // Memory of the caching allocator, owned.
 class Block {
@@ -120,12 +122,12 @@ class Block {
     void* data_ = nullptr;
 };
 
-py::array new_array(DType dtype, std::initializer_list<int64_t> shape);
+py::array new_array(DType dtype, std::initializer_list<Extent> shape);
 
 // A fresh, uninitialised output.
 template <class T>
 struct Output {
-    explicit Output(std::initializer_list<int64_t> shape)
+    explicit Output(std::initializer_list<Extent> shape)
         : array(new_array(dtype_of<T>, shape)), data(static_cast<T*>(array.mutable_data())) {}
     py::array array;
     T* data;

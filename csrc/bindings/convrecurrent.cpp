@@ -96,8 +96,8 @@ class Reader {
         constexpr int64_t most = (int64_t{1} << 31) - 2;
         for (const int64_t size : {s_.steps, s_.batch, s_.height, s_.width})
             if (size > most) at("x").value_error("expected sizes below 2^31, got shape " + format_shape(x));
-        for (const int64_t size :
-             {s_.dilation_y, s_.dilation_x, w_ih.shape(2), w_ih.shape(3), w_hh.shape(2), w_hh.shape(3)})
+        for (const int64_t size : std::initializer_list<int64_t>{s_.dilation_y, s_.dilation_x, w_ih.shape(2),
+                                                                 w_ih.shape(3), w_hh.shape(2), w_hh.shape(3)})
             if (size > most) at("dilation").value_error("expected kernels and dilation below 2^31");
         element_count({Shapes(s_).columns() + s_.hidden, s_.steps > 0 ? s_.steps : 1, s_.batch > 0 ? s_.batch : 1,
                        s_.height, s_.width});

@@ -16,7 +16,7 @@ struct Made {
 // NumPy's arrays, and what others export from CPU memory.
 struct HostArrays {
     template <class T, class Given>
-    Input<T> input(const Given& given, std::initializer_list<int64_t> shape, const Argument& argument) const {
+    Input<T> input(const Given& given, std::initializer_list<Extent> shape, const Argument& argument) const {
         return python::input<T>(given, shape, argument);
     }
     template <class T>
@@ -24,14 +24,14 @@ struct HostArrays {
         return input_of_extents<T>(given, shape, argument);
     }
     template <class T>
-    Input<T> optional_input(py::handle given, std::initializer_list<int64_t> shape, const Argument& argument) const {
+    Input<T> optional_input(py::handle given, std::initializer_list<Extent> shape, const Argument& argument) const {
         return python::optional_input<T>(given, shape, argument);
     }
-    Input<std::uint8_t> mask(py::handle given, std::initializer_list<int64_t> shape, const Argument& argument) const {
+    Input<std::uint8_t> mask(py::handle given, std::initializer_list<Extent> shape, const Argument& argument) const {
         return optional_mask(given, shape, argument);
     }
     template <class T>
-    Made<T> make(std::initializer_list<int64_t> shape) const {
+    Made<T> make(std::initializer_list<Extent> shape) const {
         Output<T> output(shape);
         return {std::move(output.array), output.data};
     }

@@ -157,7 +157,7 @@ py::tuple lag_norms(const Tape& tape, py::handle grad_out_given, int64_t lags, b
     const Input<T> grad_out = input<T>(grad_out_given, {steps, batch, hidden}, {"lag_norms", "grad_out"});
     const Output<T> norms({lags, steps, batch});
     std::optional<Output<double>> totals;
-    if (sums) totals.emplace(std::initializer_list<int64_t>{lags, states, hidden});
+    if (sums) totals.emplace(std::initializer_list<Extent>{lags, states, hidden});
     RecurrentBackward<T> p = backward_of<T>(tape);
     p.overlapping = true;
     p.grad_out = grad_out.data;

@@ -215,7 +215,7 @@ View DeviceArrays::check(View view, const char* dtype, Shape shape, const Argume
     return view;
 }
 
-Input<std::uint8_t> DeviceArrays::mask(py::handle object, std::initializer_list<int64_t> shape,
+Input<std::uint8_t> DeviceArrays::mask(py::handle object, std::initializer_list<Extent> shape,
                                        const Argument& argument) const {
     if (object.is_none()) return {};
     View view = check(read(object, argument), "bool", shape_of(shape), argument);

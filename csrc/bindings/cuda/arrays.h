@@ -29,7 +29,7 @@ struct View {
     std::string dtype;  // such as "float32"
     std::size_t item_bytes = 0;
     int device = -1;  // -1: of no device, or empty
-    std::vector<int64_t> extents;
+    Extents extents;
     bool contiguous = true;
     bool read_only = false;
     bool has_stream = false;  // whoever made it did so on `stream`
@@ -97,7 +97,7 @@ class DeviceArrays {
         return {std::move(checked.holder), reinterpret_cast<const T*>(checked.data)};
     }
     template <class T, class Given>
-    Input<T> input(const Given& given, std::initializer_list<int64_t> shape, const Argument& argument) const {
+    Input<T> input(const Given& given, std::initializer_list<Extent> shape, const Argument& argument) const {
         return input<T>(as_view(given, argument), shape_of(shape), argument);
     }
     template <class T, class Given>
@@ -105,17 +105,17 @@ class DeviceArrays {
         return input<T>(as_view(given, argument), shape_of(shape), argument);
     }
     template <class T>
-    Input<T> optional_input(py::handle object, std::initializer_list<int64_t> shape, const Argument& argument) const {
+    Input<T> optional_input(py::handle object, std::initializer_list<Extent> shape, const Argument& argument) const {
         return object.is_none() ? Input<T>{} : input<T>(object, shape, argument);
     }
-    Input<std::uint8_t> mask(py::handle object, std::initializer_list<int64_t> shape, const Argument& argument) const;
+    Input<std::uint8_t> mask(py::handle object, std::initializer_list<Extent> shape, const Argument& argument) const;
 
     template <class T>
     Made<T> make(Shape shape) const {
         return made_as<T>(shape, true);
     }
     template <class T>
-    Made<T> make(std::initializer_list<int64_t> shape) const {
+    Made<T> make(std::initializer_list<Extent> shape) const {
         return make<T>(shape_of(shape));
     }
     template <class T>

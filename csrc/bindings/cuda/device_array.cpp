@@ -35,7 +35,7 @@ class Memory {
 
 struct DeviceArray {
     std::shared_ptr<Memory> memory;
-    std::vector<int64_t> extents;
+    Extents extents;
     ElementType type;
     int device;
     Stream stream;
@@ -53,7 +53,7 @@ struct DeviceArray {
     }
 };
 
-DeviceArray make_array(const ElementType& type, std::vector<int64_t> extents, int device, Stream stream) {
+DeviceArray make_array(const ElementType& type, Extents extents, int device, Stream stream) {
     DeviceArray array{nullptr, std::move(extents), type, device, stream};
     array.memory = std::make_shared<Memory>(static_cast<std::size_t>(array.nbytes()), stream, device);
     return array;
@@ -97,7 +97,8 @@ py::capsule export_array(const DeviceArray& array, py::handle stream, py::handle
         const cuda::OnDevice here(array.device);
         cuda::wait_for(stream_of(static_cast<std::uintptr_t>(handle)), array.stream);
     }
-    auto exported = std::make_unique<Exported>(Exported{{}, array.memory, array.extents});
+    auto exported =
+        std::make_unique<Exported>(Exported{{}, array.memory, {array.extents.begin(), array.extents.end()}});
     DlTensor& tensor = exported->managed.tensor;
     tensor.data = array.memory->data();
     tensor.device = {device_type(), array.device};

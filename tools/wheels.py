@@ -69,14 +69,27 @@ def write_toolchain(arch: str, folder: Path) -> Path:
     return toolchain
 
 
+def make_tools(python: str, folder: Path) -> Path:
+    """What builds, for this machine: in an environment of its own pip would take the other's."""
+    from build import ProjectBuilder
+
+    run(python, "-m", "venv", folder)
+    tools = folder / "bin" / "python"
+    wanted = ProjectBuilder(ROOT).build_system_requires
+    run(tools, "-m", "pip", "install", "cmake", "ninja", *wanted)
+    return tools
+
+
 def build(arch: str, python: str, objects: Path, out: Path) -> Path:
     """The repaired wheel. The folder `objects` serves all interpreters: the kernels need none."""
     suffix = run(python, "-c", "import sysconfig; print(sysconfig.get_config_var('EXT_SUFFIX'))")
     suffix = suffix.strip().replace(platform.machine(), arch)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        tools = make_tools(python, folder / "tools")
         run(
-            *(python, "-m", "pip", "wheel", "--no-deps", "--wheel-dir", folder, "."),
+            *(tools, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation"),
+            *("--wheel-dir", folder, "."),
             *("-C", "cmake.define.TBPTT_FAST_CUDA=OFF"),
             *("-C", f"cmake.define.CMAKE_TOOLCHAIN_FILE={write_toolchain(arch, objects)}"),
             _PYTHON_HOST_PLATFORM=f"linux-{arch}",

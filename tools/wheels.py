@@ -27,7 +27,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 ARCHITECTURES = ("x86_64", "aarch64")
-GLIBC = "2.17"  # manylinux2014
+GLIBC = (2, 17)  # manylinux2014
 LIBRARIES = {"libc.so.6", "libm.so.6", "libpthread.so.0", "libdl.so.2", "librt.so.1"}
 LARGEST = 3_000_000  # bytes of a wheel
 IMPORT_SECONDS = 0.030  # beside NumPy
@@ -59,7 +59,7 @@ def write_toolchain(arch: str, folder: Path) -> Path:
     import ziglang
 
     zig = Path(ziglang.__file__).parent / "zig"  # pip's build environments do not see the package
-    target = f"{arch}-linux-gnu.{GLIBC}"
+    target = f"{arch}-linux-gnu.{GLIBC[0]}.{GLIBC[1]}"
     for name, arguments in (("c++", f"c++ -target {target}"), ("ar", "ar"), ("ranlib", "ranlib")):
         script = folder / name
         script.write_text(f'#!/bin/sh\nexec "{zig}" {arguments} "$@"\n')
@@ -97,8 +97,7 @@ def build(arch: str, python: str, objects: Path, out: Path) -> Path:
             SKBUILD_BUILD_DIR=str(objects / "build"),
         )
         (raw,) = folder.glob("*.whl")
-        plat = f"manylinux_{GLIBC.replace('.', '_')}_{arch}"
-        run(sys.executable, "-m", "auditwheel", "repair", "--plat", plat, "-w", folder / "r", raw)
+        run(sys.executable, "-m", "auditwheel", "repair", "-w", folder / "r", raw)
         (wheel,) = (folder / "r").glob("*.whl")
         return Path(shutil.copy2(wheel, out))
 
@@ -121,6 +120,9 @@ def check_contents(wheel: Path) -> None:
     assert exported == {"PyInit__native"}, f"{wheel.name} exports {exported}"
     shown = run(sys.executable, "-m", "auditwheel", "show", wheel)
     (tag,) = re.findall(r"platform tag:\s*\"(\w+)\"", " ".join(shown.split()))
+    glibc = re.match(r"manylinux_(\d+)_(\d+)_", tag)
+    assert glibc, f"{wheel.name} is {tag}"
+    assert tuple(map(int, glibc.groups())) <= GLIBC, f"{wheel.name} is {tag}"
     print(f"{wheel.name}: {size} bytes, {tag}, needs {', '.join(sorted(needed))}")
 
 

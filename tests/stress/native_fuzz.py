@@ -15,15 +15,15 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from .work import package_with
+
 MARK = "TBPTT_FAST_NATIVE_FUZZ"
-PACKAGE = Path(__file__).resolve().parents[2] / "python" / "tbptt_fast"
 LARGEST = 1024  # MiB of one allocation; more is refused as a MemoryError
 
 
@@ -34,10 +34,7 @@ def start(build: Path, options: Sequence[str]) -> int:
         raise SystemExit("native_fuzz: needs the package atheris")
     runtime = Path(spec.origin).parents[1] / "asan_with_fuzzer.so"
     with tempfile.TemporaryDirectory() as folder:
-        package = Path(folder) / "tbptt_fast"
-        shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
-        (module,) = build.glob("_native.*.so")
-        shutil.copy2(module, package)
+        package_with(build, Path(folder))
         environment = os.environ | {
             MARK: "1",
             "LD_PRELOAD": str(runtime),

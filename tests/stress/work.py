@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -129,6 +131,15 @@ def start(code: str, *arguments: str, **options: Any) -> subprocess.Popen[str]:
         text=True,
         **options,
     )
+
+
+def package_with(build: Path, folder: Path) -> Path:
+    """A copy of the package in `folder`, with the module of another build."""
+    package = folder / "tbptt_fast"
+    shutil.copytree(tf.__path__[0], package, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    (module,) = build.glob("_native.*.so")
+    shutil.copy2(module, package)
+    return folder
 
 
 class Failures:

@@ -33,9 +33,10 @@ MODULES = ["tbptt_fast"] + [
 API = [name for name in MODULES if not re.search(r"\._|\.cli", name)]
 
 
-def python(code: str) -> str:
+def python(code: str, *options: str) -> str:
     """What a fresh interpreter prints; the package is the one under test."""
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    command = [sys.executable, *options, "-c", code]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     return run.stdout
 
@@ -43,6 +44,25 @@ def python(code: str) -> str:
 def test_version() -> None:
     assert re.fullmatch(r"\d+\.\d+\.\d+.*", tbptt_fast.__version__)
     assert tbptt_fast.build_info()["version"] == tbptt_fast.__version__
+
+
+def test_docstrings_are_not_needed() -> None:
+    """-OO strips them, and other texts are made of some."""
+    names = [name for name in API if not name.startswith("tbptt_fast.torch")]
+    assert python(f"import {', '.join(names)}", "-OO") == ""
+
+
+def test_sources_are_told_whatever_the_indentation() -> None:
+    """Python 3.13 strips it from docstrings."""
+    from tbptt_fast.cuda._docs import source_of
+
+    def indented() -> None: ...
+    def stripped() -> None: ...
+
+    indented.__doc__ = "What.\n\n    Source: a paper,\n    eq. 1.\n\n    >>> 1\n    "
+    stripped.__doc__ = inspect.cleandoc(indented.__doc__)
+    assert source_of(indented) == source_of(stripped) == "    Source: a paper,\n    eq. 1."
+    assert source_of(test_version) == ""
 
 
 def test_types_are_shipped() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import textwrap
 from collections.abc import Callable
 from typing import Any
 
@@ -31,6 +33,16 @@ _TEXT = """`tbptt_fast.{name}` on arrays in a device's memory.
     """
 
 
+def source_of(function: Callable[..., Any]) -> str:
+    """What its docstring says of its source, indented as the texts here; "" where it says nothing.
+
+    Interpreters differ in the indentation that they keep, and with -OO there are no docstrings.
+    """
+    text = inspect.getdoc(function) or ""
+    _, name, rest = text.partition("Source:")
+    return textwrap.indent((name + rest.partition(">>>")[0]).strip(), "    ")
+
+
 def describe(
     function: Callable[..., Any],
     *,
@@ -42,11 +54,8 @@ def describe(
 ) -> None:
     """Write the docstring of `function`, whose place is that of the argument `first`."""
     name = function.__name__
-    original = getattr(ops, name).__doc__
-    source = ""
-    if "Source:" in original:
-        begin = original.index("Source:")
-        source = f"\n    {original[begin : original.index('>>>', begin)].strip()}\n"
+    source = source_of(getattr(ops, name))
+    source = f"\n{source}\n" if source else ""
     function.__doc__ = _TEXT.format(
         name=name,
         first=first,

@@ -8,6 +8,7 @@ from .. import ops_recurrent
 from .._types import Truncation
 from ..ops_recurrent import RecurrentGrads
 from . import _module
+from ._docs import source_of
 from ._places import LEGACY_DEFAULT, place_of
 
 Precision: TypeAlias = Literal["tf32", "highest"]
@@ -142,7 +143,7 @@ _MORE = """`tbptt_fast.{name}` on arrays in a device's memory.
         RuntimeError: the kernels cannot run here (`why_not`), or CUDA reports an error.
         MemoryError: the device has too little memory.
 
-    {source}
+{source}
 
     >>> from tbptt_fast import cuda
     >>> if cuda.is_available():
@@ -167,14 +168,12 @@ def _describe() -> None:
             ("backward", globals()[f"{cell}_backward"]),
         ):
             name = f"{cell}_{direction}"
-            original = getattr(ops_recurrent, name).__doc__
-            source = original[original.index("Source:") : original.index("\n\n    >>>")]
             function.__doc__ = _MORE.format(
                 name=name,
                 cell=cell,
                 library="x's" if direction == "forward" else "the forward pass's",
                 borrows=_BORROWS if direction == "forward" else "",
-                source=source,
+                source=source_of(getattr(ops_recurrent, name)),
                 rows=4 * gates,
             )
 

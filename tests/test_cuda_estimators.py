@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tbptt_fast import nn, reference
+from tbptt_fast import nn, optim, reference
 from tbptt_fast.cuda import _places
-from tbptt_fast.tbptt import Primitive, adaptive_k, artbp, checkpointed, measure_lags
+from tbptt_fast.tbptt import TBPTT, Primitive, adaptive_k, artbp, checkpointed, measure_lags
 
 from .cases import (
     CELLS,
@@ -375,6 +375,14 @@ def test_arrays_of_unknown_libraries(wrap: Callable[[Any], Any]) -> None:
         adaptive_k(np.ones(5), gradient=array)
     with pytest.raises(TypeError, match=f"^artbp: cut: {got}"):
         artbp(5, 2, cut=array)
+
+
+def test_the_trainer_is_for_the_host() -> None:
+    weights: Any = [Interface(np.zeros(shape)) for shape in ((12, 3), (12, 4))]
+    layer, optimizer = Primitive("gru", *weights), optim.SGD({"w": np.zeros(3)}, lr=0.1)
+    message = r"^TBPTT: model: expected weights on the host, got some on a GPU, where tbptt_fast"
+    with pytest.raises(TypeError, match=message):
+        TBPTT(layer, given_gradient, optimizer, k1=4)
 
 
 def test_models_that_are_none() -> None:

@@ -3,6 +3,7 @@
 set(cuda_kernels
   csrc/cuda/convolution.cu
   csrc/cuda/embedding.cu
+  csrc/cuda/lag_norms.cu
   csrc/cuda/loss.cu
   csrc/cuda/optimizer.cu
   csrc/cuda/pooling.cu

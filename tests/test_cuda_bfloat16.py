@@ -35,6 +35,7 @@ from .cases import (
     shape_id,
 )
 from .cuda_cases import CudaDevice, Device, EmulatedDevice
+from .test_lag_norms import measured
 
 ml_dtypes = pytest.importorskip("ml_dtypes")
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -128,6 +129,23 @@ def test_every_size(device: Device, cell: str, shape: Shape) -> None:
 @pytest.mark.parametrize("masks", MASKS)
 def test_masks_and_truncation(device: Device, cell: str, masks: str, truncation: Any) -> None:
     check(device, cell, (7, 2, 3, 5) if cell == "rnn_relu" else SHAPE, masks, truncation)
+
+
+@cells
+@pytest.mark.parametrize("masks", ["plain", "is_init"])
+def test_norms_by_lag(device: Device, cell: str, masks: str) -> None:
+    """Norms are rounded once themselves; their sums are not."""
+    shape: Shape = (7, 2, 3, 5) if cell == "rnn_relu" else SHAPE
+    problem, is_init = problem_for(cell, shape, masks), make_masks(masks, shape)["is_init"]
+    phi, sums = measured(device.ops(), problem, 5, is_init)
+    wanted, wanted_sums = measured(reference, wide_problem(problem), 5, is_init)
+    assert (phi.dtype, sums.dtype) == (BFLOAT16, np.float64)
+    phi = widened(phi)
+    np.testing.assert_array_equal(np.isnan(phi), np.isnan(wanted))
+    largest = max(1.0, float(np.nanmax(wanted)))
+    np.testing.assert_allclose(phi, wanted, rtol=0, atol=GRADIENT * ROUNDING * largest)
+    largest *= shape[0] ** 0.5  # of what is added up
+    np.testing.assert_allclose(sums, wanted_sums, rtol=0, atol=GRADIENT * ROUNDING * largest)
 
 
 def integers(shape: Shape, seed: int = 0) -> Problem:

@@ -39,13 +39,18 @@ def measured(ops: Any, problem: Problem, max_lag: int, is_init: Any = None) -> t
     return phi, sums
 
 
-def check(problem: Problem, actual: tuple[Any, Any], expected: tuple[Any, Any]) -> None:
-    """NaN at the same places, and elsewhere equal up to rounding."""
+def check(
+    problem: Problem,
+    actual: tuple[Any, Any],
+    expected: tuple[Any, Any],
+    eps: float | None = None,
+) -> None:
+    """NaN at the same places, and elsewhere equal up to rounding, that of the dtype or eps."""
     phi, sums = actual
     assert phi.dtype == problem.x.dtype
     assert sums.dtype == np.float64
     np.testing.assert_array_equal(np.isnan(phi), np.isnan(expected[0]))
-    eps = float(np.finfo(problem.x.dtype).eps)
+    eps = float(np.finfo(problem.x.dtype).eps) if eps is None else eps
     options = {"length": problem.length, "eps": eps}
     assert_close(np.nan_to_num(phi), np.nan_to_num(expected[0]), "gradient", **options)
     # Sums cancel; their rounding errors are those of their terms.

@@ -153,7 +153,7 @@ std::vector<Segment> with_gradient(std::vector<Segment> segments, const T* grad_
 template <class T>
 py::tuple lag_norms(const Tape& tape, py::handle grad_out_given, int64_t lags, bool sums) {
     const auto [cell, steps, batch, inputs, hidden] = tape.shape;
-    const int64_t row = steps * batch, states = cell == Cell::lstm ? 2 : 1;
+    const int64_t row = steps * batch, states = states_of(cell);
     const Input<T> grad_out = input<T>(grad_out_given, {steps, batch, hidden}, {"lag_norms", "grad_out"});
     const Output<T> norms({lags, steps, batch});
     std::optional<Output<double>> totals;
@@ -231,7 +231,7 @@ void register_recurrent(py::module_& module) {
     module.def("lag_norms", [](py::handle tape_given, py::handle grad_out, py::handle max_lag, py::handle sums_given) {
         const char* op = "lag_norms";
         const Tape& tape = read_tape(tape_given, {op, "tape"});
-        const int64_t lags = std::min(read_integer(max_lag, 0, {op, "max_lag"}), int64_t{1} << 40) + 1;
+        const int64_t lags = read_lags(max_lag, {op, "max_lag"});
         const bool sums = read_bool(sums_given, {op, "sums"});
         return with_dtype(tape.dtype, [&](auto zero) { return lag_norms<decltype(zero)>(tape, grad_out, lags, sums); });
     });

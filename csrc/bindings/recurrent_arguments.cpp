@@ -1,6 +1,8 @@
 // The checks of recurrent_arguments.h.
 #include "recurrent_arguments.h"
 
+#include <algorithm>
+
 namespace tbptt::python {
 
 const char* family(Cell cell) {
@@ -57,6 +59,10 @@ Truncation read_truncation(py::handle given, int64_t steps, const Argument& argu
         argument.value_error("expected k1 <= k2 (a smaller k2 would drop losses), got (" +
                              std::to_string(truncation.k1) + ", " + std::to_string(truncation.k2) + ")");
     return truncation;
+}
+
+int64_t read_lags(py::handle max_lag, const Argument& argument) {
+    return std::min(read_integer(max_lag, 0, argument), int64_t{1} << 40) + 1;
 }
 
 Cell read_nonlinearity(py::handle given, const char* op) {

@@ -26,6 +26,11 @@ Cell read_cell(py::handle given, const Argument& argument);
 // "tanh" or "relu".
 Cell read_nonlinearity(py::handle given, const char* op);
 
+// How many lags there are up to `max_lag`.
+int64_t read_lags(py::handle max_lag, const Argument& argument);
+// How many states a cell has, whose norm is one.
+inline int64_t states_of(Cell cell) { return cell == Cell::lstm ? 2 : 1; }
+
 // A tape of `cell`'s forward pass, or a ValueError that names both.
 void check_tape_of(Cell tape, Cell cell, const Argument& argument);
 std::string describe_tape(const RecurrentShape& shape, DType dtype, std::size_t nbytes);

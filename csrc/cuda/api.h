@@ -20,6 +20,11 @@ void recurrent_forward(const RecurrentForward<T>& p, const Call& call);
 template <class T>
 void recurrent_backward(const RecurrentBackward<T>& p, Truncation truncation, const Call& call);
 
+// lag_norms and lag_sums of the parameters, for so many lags. Both are written in full: norms are NaN before step 0, and zero
+// before a reset and for losses without a gradient.
+template <class T>
+void lag_norms(const RecurrentBackward<T>& p, std::int64_t lags, const Call& call);
+
 // `packed` is not read.
 template <class T>
 void convolution_forward(const ConvolutionForward<T>& p, const Call& call);

@@ -25,9 +25,10 @@ struct Product {
     std::int64_t bias_2_count;
     T* c;  // out = [rows, columns], in rows of `c_stride`
     std::int64_t c_stride;
-    int parts;     // of the depth; found by `multiply`
-    Sum* partial;  // [parts, rows, columns] where there are several
-    bool pairs;    // found, too: two columns may be written at once
+    const int* live;  // or null; on the device: rows from here on are not looked at, and not made
+    int parts;        // of the depth; found by `multiply`
+    Sum* partial;     // [parts, rows, columns] where there are several
+    bool pairs;       // found, too: two columns may be written at once
 
     TBPTT_DEVICE Sum biased(Sum value, std::int64_t column) const {
         if (bias) value += bias[column];
@@ -87,6 +88,7 @@ template <class Tile, bool Exact, bool Groups>
 __global__ __launch_bounds__(Tile::threads, 2) void multiply_matrices(const Product<typename Tile::T> p) {
     using T = typename Tile::T;
     const std::int64_t row = std::int64_t{blockIdx.x} * Tile::rows, column = std::int64_t{blockIdx.y} * Tile::columns;
+    if (p.live && row >= *p.live) return;
     const std::int64_t chunks = (p.depth + Tile::depth - 1) / Tile::depth;
     const std::int64_t begin = chunks * blockIdx.z / p.parts, end = chunks * (blockIdx.z + 1) / p.parts;
     const std::int64_t first = begin * Tile::depth, last = end * Tile::depth < p.depth ? end * Tile::depth : p.depth;

@@ -22,8 +22,8 @@ struct BackwardWalk {
     const T *out, *saved;                     // the tape
     const T *grad_out, *grad_h_n, *grad_c_n;  // or null
     T* dgates;                                // out = [T·B, gate gradients · H], unless windows overlap
-    Real<T>* sums;                            // where they do: out += the same, of all windows
-    T* own;                                   // and [2, rows, gate gradients · H], by the lag's parity
+    T* own;                                   // where they do: [2, rows, gate gradients · H], by the lag's parity
+    Real<T>* sums;                            // and out += dgates of all windows; or null
     std::int64_t own_rows;
     Real<T>* carry;             // [rows, H]
     Real<T>*grad_h0, *grad_c0;  // out +=
@@ -115,7 +115,7 @@ struct BackwardPass {
         for (int g = 0; g < cell.gate_gradients; ++g) to[g * hidden] = T(gates[g]);
 #pragma unroll
         for (int g = 0; g < left; ++g) next[g] = gates[recurrent_first + g];
-        if (!p.own) return;
+        if (!p.sums) return;
         V* sum = p.sums + at * cell.gate_gradients * hidden + unit;
         // Another block may have written it at an earlier lag.
 #pragma unroll

@@ -4,6 +4,7 @@
 #include "../cells/gru.h"
 #include "../cells/lstm.h"
 #include "../cells/rnn.h"
+#include "lag_norms.h"
 #include "recurrent_backward.h"
 #include "recurrent_forward.h"
 
@@ -20,6 +21,10 @@ struct OfCell {
     template <class T>
     static void backward(const RecurrentBackward<T>& p, Truncation truncation, const Call& call) {
         run_backward<T, CellOf>(p, truncation, call);
+    }
+    template <class T>
+    static void lag_norms(const RecurrentBackward<T>& p, std::int64_t lags, const Call& call) {
+        run_lag_norms<T, CellOf>(p, lags, call);
     }
     static constexpr CellShape shape = CellOf<ScalarMath<float>>::shape;
 };
@@ -43,6 +48,11 @@ void recurrent_forward(const RecurrentForward<T>& p, const Call& call) {
 template <class T>
 void recurrent_backward(const RecurrentBackward<T>& p, Truncation truncation, const Call& call) {
     with_cell(p.layer.shape.cell, [&](auto of) { decltype(of)::backward(p, truncation, call); });
+}
+
+template <class T>
+void lag_norms(const RecurrentBackward<T>& p, std::int64_t lags, const Call& call) {
+    with_cell(p.layer.shape.cell, [&](auto of) { decltype(of)::lag_norms(p, lags, call); });
 }
 
 }  // namespace cuda

@@ -122,17 +122,28 @@ py::tuple recurrent_forward(Cell cell, py::handle place_given, py::handle precis
 }
 
 template <class T>
+RecurrentBackward<T> backward_of(const DeviceTape& tape) {
+    RecurrentBackward<T> p{};
+    p.layer = {tape.shape,      tape.x.as<T>(),    tape.h0.as<T>(),
+               tape.c0.as<T>(), tape.w_ih.as<T>(), tape.w_hh.as<T>(),
+               nullptr,         nullptr,           tape.is_init.as<std::uint8_t>()};
+    p.tape = {const_cast<T*>(tape.out.as<T>()), static_cast<T*>(tape.saved)};
+    return p;
+}
+
+const DeviceTape& read_tape(py::handle given, const Argument& argument) {
+    if (!py::isinstance<DeviceTape>(given)) argument.type_error("expected a Tape, got " + type_name(given));
+    return given.cast<const DeviceTape&>();
+}
+
+template <class T>
 py::tuple backward(const DeviceArrays& arrays, const cuda::Call& call, const DeviceTape& tape, py::handle grad_out,
                    const State& grad_state, Truncation truncation, py::handle carry_scale) {
     const RecurrentShape& shape = tape.shape;
     const GradientInputs<T> in =
         read_gradients<T>(arrays, shape, grad_out, grad_state, carry_scale, backward_name(shape.cell));
     const LayerGradients<T> grads(arrays, shape, tape.has_b_ih, tape.has_b_hh);
-    RecurrentBackward<T> p{};
-    p.layer = {shape,           tape.x.as<T>(),    tape.h0.as<T>(),
-               tape.c0.as<T>(), tape.w_ih.as<T>(), tape.w_hh.as<T>(),
-               nullptr,         nullptr,           tape.is_init.as<std::uint8_t>()};
-    p.tape = {const_cast<T*>(tape.out.as<T>()), static_cast<T*>(tape.saved)};
+    RecurrentBackward<T> p = backward_of<T>(tape);
     grads.set(p, in, truncation);
     {
         const Unlocked unlocked;
@@ -148,8 +159,7 @@ py::tuple recurrent_backward(Cell cell, py::handle place_given, py::handle preci
                              py::handle grad_out, py::handle grad_hx, py::handle truncation, py::handle carry_scale) {
     const char* op = backward_name(cell);
     const Argument argument{op, "tape"};
-    if (!py::isinstance<DeviceTape>(tape_given)) argument.type_error("expected a Tape, got " + type_name(tape_given));
-    const auto& tape = tape_given.cast<const DeviceTape&>();
+    const DeviceTape& tape = read_tape(tape_given, argument);
     check_tape_of(tape.shape.cell, cell, argument);
     const State state = unpack_state(grad_hx, cell, {op, "grad_hx"});
     if (grad_out.is_none() && state.h.is_none() && state.c.is_none())
@@ -163,6 +173,40 @@ py::tuple recurrent_backward(Cell cell, py::handle place_given, py::handle preci
     return with_device_dtype(tape.dtype, [&](auto zero) {
         return backward<decltype(zero)>(arrays, call, tape, grad_out, state, windows, carry_scale);
     });
+}
+
+template <class T>
+py::tuple lag_norms(const DeviceArrays& arrays, const cuda::Call& call, const DeviceTape& tape,
+                    py::handle grad_out_given, int64_t lags, bool sums) {
+    const auto [cell, steps, batch, inputs, hidden] = tape.shape;
+    const Input<T> grad_out = arrays.input<T>(grad_out_given, {steps, batch, hidden}, {"lag_norms", "grad_out"});
+    const Made<T> norms = arrays.make<T>({lags, steps, batch});
+    const Made<double> totals =
+        sums ? arrays.make_other<double>(Extents{lags, states_of(cell), hidden}) : Made<double>{};
+    RecurrentBackward<T> p = backward_of<T>(tape);
+    p.grad_out = grad_out.data;
+    p.lag_norms = norms.data;
+    p.lag_sums = totals.data;
+    {
+        const Unlocked unlocked;
+        cuda::lag_norms(p, lags, call);
+    }
+    return py::make_tuple(norms.array, totals.array);
+}
+
+py::tuple lag_norms_of(py::handle place_given, py::handle precision, py::handle tape_given, py::handle grad_out,
+                       py::handle max_lag, py::handle sums_given) {
+    const char* op = "lag_norms";
+    const DeviceTape& tape = read_tape(tape_given, {op, "tape"});
+    const int64_t lags = read_lags(max_lag, {op, "max_lag"});
+    const bool sums = read_bool(sums_given, {op, "sums"});
+    const Place place = read_place(place_given);
+    const cuda::Call call{place.stream, read_exact(precision, op)};
+    DeviceArrays arrays(place);
+    arrays.stay_on(tape.device);
+    const cuda::OnDevice here(tape.device);
+    return with_device_dtype(
+        tape.dtype, [&](auto zero) { return lag_norms<decltype(zero)>(arrays, call, tape, grad_out, lags, sums); });
 }
 
 // The tape of an earlier forward pass from its arguments, its output and `memory`, which may have been moved meanwhile.
@@ -234,6 +278,7 @@ void register_cuda_recurrent(py::module_& module) {
     define_backward("rnn_backward", Cell::rnn_tanh);
     define_backward("gru_backward", Cell::gru);
     define_backward("lstm_backward", Cell::lstm);
+    module.def("lag_norms", &lag_norms_of);
     module.def("restore_tape", &restore_tape);
 }
 

@@ -46,6 +46,19 @@ def read_stream(stream: Any) -> int:
         raise TypeError(f"stream: expected None, an integer or a stream, got {kind}") from None
 
 
+def lies_on_gpu(x: Any) -> bool:
+    """Whether it is an array in the memory of a GPU."""
+    device = getattr(x, "__dlpack_device__", None)
+    if device is not None:
+        return device()[0] in (2, 13)  # DLPack's numbers for CUDA's own and its managed memory
+    return hasattr(x, "__cuda_array_interface__")
+
+
+def library_of(x: Any) -> Any:
+    """PyTorch, NumPy or CuPy, whose array it is; None for others."""
+    return _library_of(x, LEGACY_DEFAULT)[2]
+
+
 def _library_of(x: Any, otherwise: int) -> tuple[Any, Callable[[], int], Any]:
     """`empty` for the array, what tells its library's current stream, and the library."""
     torch = sys.modules.get("torch")

@@ -8,8 +8,8 @@ from .. import ops_recurrent
 from .._types import Truncation
 from ..ops_recurrent import RecurrentGrads
 from . import _module
-from ._docs import source_of
-from ._places import LEGACY_DEFAULT, place_of
+from ._docs import describe, source_of
+from ._places import LEGACY_DEFAULT, Place, place_of
 
 Precision: TypeAlias = Literal["tf32", "highest"]
 
@@ -69,6 +69,11 @@ def lstm_forward(
     return run(place, precision, x, hx, *weights, is_init, training)  # type: ignore[no-any-return]
 
 
+def _place_of_tape(tape: Any, stream: Any) -> Place:
+    before = getattr(tape, "stream", LEGACY_DEFAULT)
+    return place_of(getattr(tape, "x", None), stream, before)
+
+
 def _backward(
     name: str,
     tape: Any,
@@ -80,8 +85,7 @@ def _backward(
     stream: Any,
 ) -> RecurrentGrads:
     run = getattr(_module.native(), name)
-    before = getattr(tape, "stream", LEGACY_DEFAULT)
-    place = place_of(getattr(tape, "x", None), stream, before)
+    place = _place_of_tape(tape, stream)
     return RecurrentGrads(*run(place, precision, tape, grad_out, grad_hx, truncation, carry_scale))
 
 
@@ -126,6 +130,33 @@ def lstm_backward(
     options = (truncation, carry_scale, precision, stream)
     return _backward("lstm_backward", tape, grad_out, grad_hx, *options)
 
+
+def lag_norms(
+    tape: Any,
+    grad_out: Any,
+    max_lag: int,
+    *,
+    sums: bool = False,
+    precision: Precision = "tf32",
+    stream: Any = None,
+) -> Any:
+    run, place = _module.native().lag_norms, _place_of_tape(tape, stream)
+    phi, total = run(place, precision, tape, grad_out, max_lag, sums)
+    return phi if total is None else (phi, total)
+
+
+describe(
+    lag_norms,
+    first="the tape",
+    args="precision: see `tbptt_fast.cuda`.",
+    returns="""phi [max_lag + 1, T, B], and with `sums` Σ ∂L_s/∂h_(s-k) in float64, as arrays of the
+        forward pass's library. How many losses have a gradient is counted on the device.""",
+    example="""x = torch.ones(6, 2, 3, device="cuda")
+w_ih, w_hh = x.new_ones(16, 3), x.new_ones(16, 4)
+out, _, tape = cuda.lstm_forward(x, None, w_ih, w_hh)
+phi = cuda.lag_norms(tape, torch.ones_like(out), max_lag=4)
+assert phi.shape == (5, 6, 2)""",
+)
 
 _MORE = """`tbptt_fast.{name}` on arrays in a device's memory.
 

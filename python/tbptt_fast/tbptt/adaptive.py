@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from .._types import Array, ArrayLike
+from .places import to_host
 
 Fit: TypeAlias = Literal["least_squares", "largest", "quantile"]
 
@@ -92,7 +93,7 @@ def adaptive_k(
     Args:
         phi: norms by lag: of `lag_norms` [W + 1, T, B], where each lag is averaged over the losses
             that have as many steps before them; [W + 1, N] of N losses with at least W steps before
-            them; or their means [W + 1].
+            them; or their means [W + 1]. What lies on a GPU is waited for, and copied.
         delta: the relative bias to stay below.
         tau: where the geometric decay begins; None for 0.8·W.
         k_min, k_max: limits of K; None for W. Beyond W the bound extrapolates.
@@ -108,7 +109,8 @@ def adaptive_k(
         AdaptiveK; where no K in the range is good enough, K is k_max and `met` is False. β >= 1
         has an infinite bound.
 
-    Raises ValueError for a wrong shape or range, a negative norm or an unknown name.
+    Raises ValueError for a wrong shape or range, a negative norm or an unknown name; TypeError for
+    an array on a GPU of another library than PyTorch and CuPy.
 
     Source: Aicher, Foti & Fox (2019), "Adaptively truncating backpropagation through time to
     control gradient bias", arXiv:1905.07473.
@@ -120,7 +122,7 @@ def adaptive_k(
     >>> adaptive_k(np.ones(51), k_max=20)
     K = 20, the largest allowed: no decay beyond lag 40 (1 per step), so the bias has no bound
     """
-    mean = _mean_by_lag(np.asarray(phi, np.float64))
+    mean = _mean_by_lag(np.asarray(to_host(phi, "adaptive_k: phi"), np.float64))
     last = len(mean) - 1
     k_max = last if k_max is None else k_max
     tau = round(0.8 * last) if tau is None else tau
@@ -134,7 +136,10 @@ def adaptive_k(
         raise ValueError(f"adaptive_k: quantile: expected a value in [0, 1], got {quantile}")
     if lags not in ("tail", "all"):
         raise ValueError(f"adaptive_k: lags: expected 'tail' or 'all', got {lags!r}")
-    partial = np.cumsum(mean) if gradient is None else np.asarray(gradient, np.float64)
+    if gradient is None:
+        partial = np.cumsum(mean)
+    else:
+        partial = np.asarray(to_host(gradient, "adaptive_k: gradient"), np.float64)
     if partial.shape != mean.shape:
         raise ValueError(
             f"adaptive_k: gradient: expected shape [{len(mean)}], got {list(partial.shape)}"

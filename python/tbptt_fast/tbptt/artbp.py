@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
 from .._types import Array, ArrayLike
+from .places import from_host, to_host
 
 
 def artbp(
@@ -17,7 +20,8 @@ def artbp(
     alpha: float = 6.0,
     rng: np.random.Generator | int | None = None,
     dtype: npt.DTypeLike = np.float32,
-) -> Array:
+    like: Any = None,
+) -> Any:
     """Draw a `carry_scale` [T, B] that cuts at random and makes up for it: unbiased truncation.
 
     Each row's gradient is cut before step t with probability c_t (the scale is 0) and otherwise
@@ -34,9 +38,13 @@ def artbp(
         alpha: above 2, for pieces of finite variance; the larger, the closer to a constant c.
         rng: a generator, or the seed of one.
         dtype: float32 or float64, as the layer's arrays.
+        like: an array of NumPy, PyTorch or CuPy, on a GPU, too: the same draws as an array of its
+            library, its dtype and its device. In bfloat16 1/(1 - c) is rounded to 8 bits, a bias of
+            up to 0.4 % in each step.
 
     Raises ValueError for sizes below 0, a probability outside [0, 1), a length of 1 or less, an
-    alpha of 2 or less, or both or neither of `cut` and `mean_length`.
+    alpha of 2 or less, or both or neither of `cut` and `mean_length`; TypeError for a `like` of
+    another library.
 
     Source: Tallec & Ollivier (2017), "Unbiasing truncated backpropagation through time",
     arXiv:1705.08209. It allows any c_t that depends on earlier cuts only; the one of `mean_length`
@@ -58,7 +66,7 @@ def artbp(
     draws = np.random.default_rng(rng).random((steps, batch))
     if mean_length is None:
         c = _probabilities(cut, steps, batch)
-        return np.where(draws < c, 0.0, 1 / (1 - c)).astype(dtype)
+        return _placed(np.where(draws < c, 0.0, 1 / (1 - c)), dtype, like)
     if not 1 < mean_length < np.inf:
         raise ValueError(f"artbp: mean_length: expected a length above 1, got {mean_length}")
     if not 2 < alpha < np.inf:
@@ -70,11 +78,15 @@ def artbp(
         cuts = draws[t] < c
         scale[t] = np.where(cuts, 0.0, 1 / (1 - c))
         since = np.where(cuts, 1.0, since + 1)
-    return scale.astype(dtype)
+    return _placed(scale, dtype, like)
+
+
+def _placed(scale: Array, dtype: npt.DTypeLike, like: Any) -> Any:
+    return scale.astype(dtype) if like is None else from_host(scale, like, "artbp: like")
 
 
 def _probabilities(cut: ArrayLike, steps: int, batch: int) -> Array:
-    c = np.asarray(cut, np.float64)
+    c = np.asarray(to_host(cut, "artbp: cut"), np.float64)
     if not ((c >= 0) & (c < 1)).all():
         raise ValueError(f"artbp: cut: expected probabilities in [0, 1), got {cut}")
     if c.shape == (steps,):

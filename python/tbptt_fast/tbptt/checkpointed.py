@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
-
-import numpy as np
 
 from .. import ops
 from .._state import copy_into
 from .._types import Array
 from ..nn import Gradients, Module, Tape
+from .places import functions_for, library_of
 
 if TYPE_CHECKING:
     from .trainer import Flags, Loss
@@ -59,6 +57,7 @@ def checkpointed(segment: int | None = None, *, recompute: bool = True) -> Check
     Source: Gruslys et al. (2016), "Memory-efficient backpropagation through time",
     arXiv:1606.03401; Chen et al. (2016), arXiv:1604.06174.
 
+    >>> import numpy as np
     >>> from tbptt_fast import nn
     >>> model = nn.Sequential(nn.GRU(1, 8, seed=1), nn.Linear(8, 1, seed=2))
     >>> def square(y, target):
@@ -100,14 +99,22 @@ class Checkpointed:
         Args:
             model: a module, or a `Primitive`.
             loss: as for `TBPTT`; called segment by segment.
-            x, y: inputs [T, B, ...] and targets [T, B, ...].
+            x, y: inputs [T, B, ...] and targets [T, B, ...]; with a `Primitive` on a GPU arrays of
+                PyTorch or CuPy there, and so are all results. Nothing waits for the GPU.
             state: what enters step 0; None for zeros.
             is_init: [T, B], or None.
             grad_state: gradient by the final state, or None.
             needs_x: also make the gradient by x, which is as long as x.
 
-        Raises ValueError for a sequence without steps, and what model and loss raise.
+        Raises ValueError for a sequence without steps, TypeError for a model that is no module of
+        `tbptt_fast.nn` or an array on a GPU of another library, and what model and loss raise.
         """
+        if not isinstance(model, Module):
+            got = type(model).__name__
+            raise TypeError(
+                f"checkpointed: model: expected a module of tbptt_fast.nn or a Primitive, got {got}"
+            )
+        library = library_of(x, "checkpointed: x")
         if len(x) < 1:
             raise ValueError("checkpointed: x: expected at least 1 step, got 0")
         segment = math.isqrt(len(x) - 1) + 1 if self.segment is None else self.segment
@@ -154,7 +161,7 @@ class Checkpointed:
             model.set_rng_state(after)
             copy_into(_live_buffers(model), buffers)
         assert total is not None
-        whole = np.concatenate(grads_x[::-1]) if grads_x[0] is not None else None
+        whole = library.concatenate(grads_x[::-1]) if grads_x[0] is not None else None
         return FullGradient(summed, items, state, Gradients(whole, grad_state, total), nbytes)
 
 
@@ -173,31 +180,32 @@ def _nbytes(state: Any) -> int:
     return int(getattr(state, "nbytes", 0))
 
 
-_CELLS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
-    "lstm": (ops.lstm_forward, ops.lstm_backward),
-    "gru": (ops.gru_forward, ops.gru_backward),
-    "rnn": (ops.rnn_forward, ops.rnn_backward),
-}
+_OF_BOTH_PASSES = ("precision", "stream")  # options of `tbptt_fast.cuda`
 
 
 class Primitive(Module):
     """A pair like `lstm_forward` and `lstm_backward` with its weights, where a module is expected.
 
     x [T, B, I], y [T, B, H]; states are those of the primitive, [B, H] or for an LSTM pairs of
-    them; parameters and their gradients have the names of its arguments.
+    them; parameters and their gradients have the names of its arguments. With weights in a GPU's
+    memory it is the pair of `tbptt_fast.cuda`, and all arrays are there.
 
     Args:
         cell: "lstm", "gru" or "rnn".
         w_ih, w_hh, b_ih, b_hh: as for the primitive; used, not copied.
-        options: other arguments of the forward pass, such as nonlinearity="relu".
+        options: other arguments of the forward pass, such as nonlinearity="relu"; on a GPU
+            precision and stream, of the backward pass, too.
 
     Raises ValueError for an unknown cell.
 
+    >>> import numpy as np
     >>> lstm = Primitive("lstm", np.ones((20, 3)), np.ones((20, 5)))
     >>> y, (h, c), tape = lstm.forward(np.ones((7, 2, 3)))
     >>> lstm.backward(tape, np.ones_like(y)).params["w_hh"].shape
     (20, 5)
     """
+
+    num_layers = 1
 
     def __init__(
         self,
@@ -209,9 +217,14 @@ class Primitive(Module):
         **options: Any,
     ) -> None:
         super().__init__()
-        if cell not in _CELLS:
+        if cell not in ("lstm", "gru", "rnn"):
             raise ValueError(f"Primitive: cell: expected 'lstm', 'gru' or 'rnn', got {cell!r}")
+        functions = functions_for(w_ih)
+        self._forward = getattr(functions, f"{cell}_forward")
+        self._backward = getattr(functions, f"{cell}_backward")
+        self._lag_norms = functions.lag_norms
         self.cell, self._options = cell, options
+        self._of_both = {name: options[name] for name in _OF_BOTH_PASSES if name in options}
         self._weights = (w_ih, w_hh, b_ih, b_hh)
         named = zip(("w_ih", "w_hh", "b_ih", "b_hh"), self._weights, strict=True)
         self._parameters = {name: array for name, array in named if array is not None}
@@ -219,8 +232,7 @@ class Primitive(Module):
     def _apply(
         self, x: Array, state: Any, is_init: Array | None, keep: bool
     ) -> tuple[Array, Any, Tape | None]:
-        forward, _ = _CELLS[self.cell]
-        y, final, tape = forward(
+        y, final, tape = self._forward(
             x, state, *self._weights, is_init=is_init, training=keep, **self._options
         )
         return y, final, Tape(self, (tape,)) if keep else None
@@ -236,10 +248,22 @@ class Primitive(Module):
         needs_x: bool = True,
     ) -> Gradients:
         (inner,) = self._saved(tape)
-        _, backward = _CELLS[self.cell]
-        grads = backward(inner, grad_y, grad_state, truncation=truncation, carry_scale=carry_scale)
+        grads = self._backward(
+            inner,
+            grad_y,
+            grad_state,
+            truncation=truncation,
+            carry_scale=carry_scale,
+            **self._of_both,
+        )
         params = {name: getattr(grads, name) for name in self._parameters}
         return Gradients(grads.x if needs_x else None, grads.hx, params)
+
+    def lag_norms(self, tape: Tape, grad_y: Array, max_lag: int) -> tuple[Array, Array]:
+        """Norms by lag and their gradients' sums, as of `tbptt_fast.lag_norms`."""
+        (inner,) = self._saved(tape)
+        phi, sums = self._lag_norms(inner, grad_y, max_lag, sums=True, **self._of_both)
+        return phi, sums
 
     def __repr__(self) -> str:
         hidden, inputs = self._weights[1].shape[1], self._weights[0].shape[1]

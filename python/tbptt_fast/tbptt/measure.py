@@ -11,11 +11,13 @@ import numpy as np
 from .. import nn, ops
 from .._types import Array
 from ..nn import Module, Sequential
+from .checkpointed import Primitive
+from .places import library_of, to_host
 
 if TYPE_CHECKING:
     from .trainer import Flags, Loss
 
-_RECURRENT = (nn.RNN, nn.GRU, nn.LSTM)
+_RECURRENT = (nn.RNN, nn.GRU, nn.LSTM, Primitive)
 # Layers without a state whose output at a step depends on that step's input alone.
 _ONE_STEP = (
     nn.Dropout,
@@ -61,7 +63,9 @@ def measure_lags(
 
     Args:
         model: recurrent layers or a Sequential of them with layers in between that see one step at
-            a time (Linear, Embedding, LayerNorm, Dropout, activations, TimeDistributed).
+            a time (Linear, Embedding, LayerNorm, Dropout, activations, TimeDistributed). One
+            recurrent layer may also be a `Primitive`, which by itself may lie on a GPU, where the
+            arrays of PyTorch or CuPy then are; the results are on the host, and waited for.
         loss: as for `TBPTT`; the loss of a step may depend on that step's output only.
         x, y: inputs [T, B, ...] and targets [T, B, ...], with T > max_lag.
         state: what enters step 0; None for zeros.
@@ -82,6 +86,7 @@ def measure_lags(
     """
     if max_lag < 1 or losses < 1:
         raise ValueError(f"measure_lags: expected sizes of at least 1, got {max_lag} and {losses}")
+    library_of(x, "measure_lags: x")  # its arrays can be cut
     if len(x) <= max_lag:
         raise ValueError(f"measure_lags: x: expected more than {max_lag} steps, got {len(x)}")
     body, head = _split(model)
@@ -108,6 +113,11 @@ def _split(model: Module) -> tuple[Sequential, Sequential]:
         raise TypeError(
             f"measure_lags: model: expected recurrent layers, with layers that see one step at a "
             f"time between them, got {got!r}"
+        )
+    if len(where) > 1 and any(isinstance(children[i], Primitive) for i in where):
+        raise TypeError(
+            "measure_lags: model: expected a Primitive as the only recurrent layer, or layers of "
+            f"tbptt_fast.nn, got {model!r}"
         )
     return nn.Sequential(*children[: where[-1] + 1]), nn.Sequential(*children[where[-1] + 1 :])
 
@@ -143,9 +153,14 @@ def _all_at_once(
     inputs, _ = before(x)
     hidden, _, tape = layer.forward(inputs, entering[-1], is_init=is_init)
     grad = _gradient_of_hidden(head, loss, hidden, y)
-    masked = np.zeros_like(grad)
-    masked[chosen] = grad[chosen]  # the others cost nothing
-    phi, total = ops.lag_norms(tape.saved[0], masked, max_lag, sums=True)
+    masked = library_of(grad, "measure_lags: loss").zeros_like(grad)
+    steps = chosen.tolist()
+    masked[steps] = grad[steps]  # the others cost nothing
+    if isinstance(layer, Primitive):
+        found = layer.lag_norms(tape, masked, max_lag)
+    else:
+        found = ops.lag_norms(tape.saved[0], masked, max_lag, sums=True)
+    phi, total = (to_host(array, "measure_lags: x") for array in found)
     mean = total.reshape(max_lag + 1, -1) / (len(chosen) * x.shape[1])
     return LagStatistics(phi[:, chosen].reshape(max_lag + 1, -1), _norms_of_sums(mean))
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ..cuda import _places
 from .adapter import Adapter
 from .adaptive import AdaptiveK
 from .measure import check_model
@@ -81,7 +82,8 @@ class TBPTT:
         choice: the latest AdaptiveK of this run, or None.
 
     Raises ValueError for k2 < k1, which would drop losses, and for windows given twice or not;
-    TypeError for a model that cannot be measured.
+    TypeError for a model that cannot be measured, or whose weights lie on a GPU, where
+    `tbptt_fast.torch.windows` cuts the stream.
 
     >>> import numpy as np
     >>> from tbptt_fast import nn, optim
@@ -117,6 +119,11 @@ class TBPTT:
         schedule: Schedule | None = None,
         keep_last: bool = True,
     ) -> None:
+        if any(map(_places.lies_on_gpu, model.parameters().values())):
+            raise TypeError(
+                "TBPTT: model: expected weights on the host, got some on a GPU, "
+                "where tbptt_fast.torch.windows cuts the stream"
+            )
         self._adapter: Adapter | None = None
         if k is not None and (k1 is not None or k2 is not None):
             raise ValueError(f"TBPTT: expected k or k1 and k2, got k = {k!r} and k1 or k2")

@@ -167,7 +167,7 @@ def test_every_tile(
 
 @layouts
 @pytest.mark.parametrize(
-    "case", (*DEEP, Case(1, 1100, 6, (3, 3), (1, 1)), Case(1, 60, 9, (6, 5), (5, 5))), ids=str
+    "case", [*DEEP, Case(1, 1100, 6, (3, 3), (1, 1)), Case(1, 60, 9, (6, 5), (5, 5))], ids=str
 )
 def test_depths_in_parts(device: Device, case: Case, last: bool) -> None:
     check(device, case, last)
@@ -194,7 +194,7 @@ def test_sums_are_added_up_in_float32(device: Device, groups: int, last: bool) -
 
 @layouts
 def test_parts_are_added_up_in_float32(emulated: EmulatedDevice, last: bool) -> None:
-    """Ones beside 2¹² in another part of the depth, which only float32 keeps until both go."""
+    """Ones beside 2²⁰, which goes in another part of the depth: until then float32 keeps them."""
     x = np.ones((1, 2048, 1, 1), BFLOAT16)
     w = np.ones((3, 2048, 1, 1), BFLOAT16)
     x[:, 0], x[:, -1] = 2.0**20, -(2.0**20)

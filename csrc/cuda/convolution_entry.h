@@ -104,7 +104,7 @@ void correlation(const ConvolutionForward<T>& f, const OrderedImages<T>& source,
     p.w_depth = s.transposed ? inputs * kernel : kernel;
     p.bias = f.b;
     p.target = {turned ? together : f.y, nullptr};
-    to_index(kernel * p.depth);
+    to_index(kernel * p.depth);  // which may have zeros behind what check_sizes knew
     if (!s.transposed) {
         p.parts = parts_of(p, 1, s.batch * s.out_height * s.out_width, kernel);
         set_forward(s, p);

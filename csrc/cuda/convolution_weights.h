@@ -18,7 +18,7 @@ struct PartSums {
     T* to;
 };
 
-// Parts of channels-last weights are [group, tap, depth, column]; weights are [group, column, w_depths, tap], and -1 is none.
+// Parts of channels-last weights are [group, tap, depth, column]; weights are [group, column, w_depths, tap]. -1: nowhere.
 TBPTT_DEVICE std::int64_t place_of_weight(std::int64_t i, int columns, int depth, int w_depths, int taps) {
     const std::int64_t line = i / columns, column = i - line * columns;
     const std::int64_t tap_line = line / depth, d = line - tap_line * depth;

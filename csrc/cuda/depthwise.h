@@ -37,8 +37,8 @@ TBPTT_DEVICE void add_product(Real<T> (&sum)[Width], const Real<T> (&w)[Width], 
     for (int e = 0; e < Width; ++e) sum[e] += w[e] * x.value[e];
 }
 
-// Width: channels of a thread, 1 or a group of sums; Rows: taps of a column where they lie side by side and the target's rows too, so
-// that a thread loads each pixel once, else 0.
+// Width: channels of a thread, 1 or a group of sums; Rows: taps of a column where they lie side by side and the target's rows
+// too, so that a thread loads each pixel once, else 0.
 template <class T, int Width, int Rows>
 __global__ void depthwise_sum(const DepthwiseSum<T> p) {
     constexpr int strip = depthwise_strip;

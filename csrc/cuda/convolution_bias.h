@@ -79,7 +79,8 @@ __global__ void __launch_bounds__(256, 4) before_activation(const BeforeActivati
     }
 }
 
-// g = grad_y·f'(y), unless there is no activation, and grad_b unless it is null.
+// g = grad_y·f'(y), unless there is no activation, and grad_b unless it is null. In bfloat16 g is rounded, as products take it;
+// grad_b adds it up before.
 template <class T>
 void find_before_activation(Activation activation, std::int64_t batch, const Images& images, bool last, const T* grad_y,
                             const T* y, T* g, T* grad_b, Stream stream) {

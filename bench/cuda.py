@@ -1,6 +1,6 @@
 """Layers on a GPU: `tbptt_fast.torch` against PyTorch's own (cuDNN).
 
-Both are in TF32, or both in bfloat16, convolutions in TF32. Every side is a module from `module(x)`
+Both are in TF32, or both in bfloat16. Every side is a module from `module(x)`
 to the gradients of x and all parameters. Errors against PyTorch's float64 layer, on the same
 numbers, come first: ours may be at most four times cuDNN's. Times are medians of rounds in which
 the sides take turns, by CUDA events; floors count bytes and operations at the bandwidth and the
@@ -54,7 +54,8 @@ def run(options: Options) -> list[Section]:
         whole_sequences(torch, options, limits, "bfloat16"),
         chunks(torch, options),
         resets(torch, options),
-        convolutions(torch, options, limits),
+        convolutions(torch, options, limits, "float32"),
+        convolutions(torch, options, limits, "bfloat16"),
         overhead(torch, options),
     ]
 
@@ -134,15 +135,16 @@ def both_ways(torch: Any, module: Any, x: Any, grad: Any, **options: Any) -> Cal
     return call
 
 
-def convolution_sides(torch: Any, shape: Convolution) -> tuple[dict[str, Call], Call]:
+def convolution_sides(torch: Any, shape: Convolution, dtype: str) -> tuple[dict[str, Call], Call]:
     """Forward and backward pass of our layer and PyTorch's, and PyTorch's in float64."""
     import tbptt_fast.torch as ours
 
     torch.manual_seed(0)
     sizes = (shape.inputs, shape.outputs, shape.kernel)
+    kind = getattr(torch, dtype)
     theirs, mine, exact = (
-        kind(*sizes, **shape.options).cuda()
-        for kind in (torch.nn.Conv2d, ours.Conv2d, torch.nn.Conv2d)
+        layer(*sizes, **shape.options).cuda().to(kind)
+        for layer in (torch.nn.Conv2d, ours.Conv2d, torch.nn.Conv2d)
     )
     mine.load_state_dict(theirs.state_dict())
     exact.load_state_dict(theirs.state_dict())
@@ -153,7 +155,9 @@ def convolution_sides(torch: Any, shape: Convolution) -> tuple[dict[str, Call], 
     theirs.to(memory_format=order)  # type: ignore[call-overload]
     images = [shape.batch, shape.inputs, shape.size, shape.size]
     results = [shape.batch, shape.outputs, shape.out_size, shape.out_size]
-    x, grad = (torch.randn(s, device="cuda").to(memory_format=order) for s in (images, results))
+    x, grad = (
+        torch.randn(s, device="cuda").to(kind, memory_format=order) for s in (images, results)
+    )
 
     def call_of(module: Any, x: Any, grad: Any) -> Call:
         leaves = [x.requires_grad_(), *module.parameters()]
@@ -240,13 +244,14 @@ def floor_milliseconds(
     return max(operations / limits[dtype] / 1e9, nbytes / limits["gbs"] / 1e6)
 
 
-def convolution_floor(shape: Convolution, limits: dict[str, float]) -> float:
+def convolution_floor(shape: Convolution, limits: dict[str, float], dtype: str) -> float:
     """As `floor_milliseconds`: each of the three passes reads two of x, y and w and writes one."""
     images = shape.batch * shape.inputs * shape.size**2
     results = shape.batch * shape.outputs * shape.out_size**2
     weights = shape.outputs * (shape.inputs // shape.groups) * shape.kernel**2
     values = 3 * (images + results + weights)
-    return max(3 * shape.flops / limits["float32"] / 1e9, 4 * values / limits["gbs"] / 1e6)
+    nbytes = values * (2 if dtype == "bfloat16" else 4)
+    return max(3 * shape.flops / limits[dtype] / 1e9, nbytes / limits["gbs"] / 1e6)
 
 
 # --- Sections -----------------------------------------------------------------------------------
@@ -371,9 +376,10 @@ def resets(torch: Any, options: Options) -> Section:
     return section
 
 
-def convolutions(torch: Any, options: Options, limits: dict[str, float]) -> Section:
+def convolutions(torch: Any, options: Options, limits: dict[str, float], dtype: str) -> Section:
+    name = "TF32" if dtype == "float32" else dtype
     section = Section(
-        title="Convolutions of ResNet-50 on a GPU, forward + backward, TF32",
+        title=f"Convolutions of ResNet-50 on a GPU, forward + backward, {name}",
         columns=[
             "N, C, size², K, R/stride",
             "layout",
@@ -389,10 +395,11 @@ def convolutions(torch: Any, options: Options, limits: dict[str, float]) -> Sect
         ratios = []
         for plain in RESNET_50[:3] if options.quick else RESNET_50:
             shape = replace(plain, layout=layout)
-            sides, exact = convolution_sides(torch, shape)
-            error = verify(f"{shape.name}, {layout}", sides["ours"](), sides["cuDNN"](), exact())
+            sides, exact = convolution_sides(torch, shape, dtype)
+            label = f"{shape.name}, {layout}, {name}"
+            error = verify(label, sides["ours"](), sides["cuDNN"](), exact())
             found = alternate(torch, sides, options.rounds)
-            floor = convolution_floor(shape, limits)
+            floor = convolution_floor(shape, limits, dtype)
             add(section, [shape.name, layout], found, floor, error)
             ratios.append(ratio(found, "cuDNN").median)
         summary = f"{geometric_mean(ratios):.2f}; {min(ratios):.2f}"

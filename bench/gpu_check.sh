@@ -40,7 +40,8 @@ tail -n 1 "$out/pytest.log"
 
 # A module is loaded lazily by default, which the sanitizer would report as slow, not wrong.
 lstm="masks_and_truncation_in_float32 or (test_cuda_bfloat16 and masks_and_truncation and both)"
-small=(tests/test_cuda_recurrent.py tests/test_cuda_bfloat16.py tests/test_cuda_convolution.py -m gpu
+small=(tests/test_cuda_recurrent.py tests/test_cuda_bfloat16.py tests/test_cuda_convolution.py
+    tests/test_cuda_bfloat16_convolution.py -m gpu
     -k "(lstm and ($lstm)) or every_way_once")
 for tool in memcheck racecheck; do
     stage "compute-sanitizer $tool"

@@ -2,6 +2,7 @@
 
 set(cuda_kernels
   csrc/cuda/convolution.cu
+  csrc/cuda/convolution_bfloat16.cu
   csrc/cuda/embedding.cu
   csrc/cuda/lag_norms.cu
   csrc/cuda/loss.cu

@@ -101,6 +101,36 @@ def test_wrong_precision(device: Device) -> None:
         device.ops(precision=None).conv1d(X[..., 0], W[..., 0], groups=2)
 
 
+def test_a_device_without_bfloat16_refuses_it(emulated: EmulatedDevice) -> None:
+    x, w = (a.astype(pytest.importorskip("ml_dtypes").bfloat16) for a in (X, W))
+    emulated.resize(capability=75)
+    text = (
+        "conv2d: x: expected dtype float32 or float64, got bfloat16, which needs a device of "
+        "compute capability 8.0 or more, not 7.5"
+    )
+    with pytest.raises(TypeError, match=message(text)):
+        emulated.ops().conv2d(x, w, groups=2)
+
+
+def test_dtypes_do_not_mix(device: Device) -> None:
+    narrow = pytest.importorskip("ml_dtypes").bfloat16
+    ops, x, w, b = device.ops(), *(a.astype(narrow) for a in (X, W, B))
+    y = ops.conv2d(x, w, b, groups=2)
+    for name in ("w", "b"):
+        given = {"x": x, "w": w, "b": b, name: {"w": W, "b": B}[name]}
+        text = f"conv2d: {name}: expected dtype bfloat16, got float32"
+        with pytest.raises(TypeError, match=message(text)):
+            ops.conv2d(**given, groups=2)
+    with pytest.raises(TypeError, match="w: expected dtype float32, got bfloat16"):
+        ops.conv2d(X, w, groups=2)
+    with pytest.raises(TypeError, match="grad_out: expected dtype bfloat16, got float32"):
+        ops.conv2d_backward(y.astype("float32"), x, w, groups=2)
+    with pytest.raises(TypeError, match="y: expected dtype bfloat16, got float32"):
+        ops.conv2d_backward(y, x, w, y=y.astype("float32"), activation="relu", groups=2)
+    with pytest.raises(TypeError, match="expected dtype float32, float64 or bfloat16, got float16"):
+        ops.conv2d(X.astype("float16"), w, groups=2)
+
+
 def test_too_many_pixels(emulated: EmulatedDevice) -> None:
     """Indices on a device are of 32 bits; nothing is cut off in silence."""
     x, w = np.empty((2**30, 0, 1, 1)), np.empty((0, 0, 1, 1))

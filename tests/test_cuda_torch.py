@@ -176,7 +176,7 @@ def test_accelerate_on_a_gpu() -> None:
 def test_layers_in_bfloat16(place: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As near to torch's float64 layer, on the same rounded numbers, as bfloat16 allows."""
     if place == "cpu":
-        monkeypatch.setattr(recurrent_ops, "has_bfloat16", lambda tensor: True)
+        monkeypatch.setattr(_bridge, "has_bfloat16", lambda tensor: True)
     theirs, mine = pair(kind, 5, 16, num_layers=1, dtype=torch.bfloat16)
     theirs.double()
     mine.to(place)
@@ -203,7 +203,7 @@ def test_what_autocast_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
     layer, x = recurrent_ops._LAYERS["gru"], torch.zeros(2, 1, 3)
     with torch.autocast("cpu", torch.bfloat16):
         assert layer.autocast_forward(x) == torch.float32
-        monkeypatch.setattr(recurrent_ops, "has_bfloat16", lambda tensor: True)
+        monkeypatch.setattr(_bridge, "has_bfloat16", lambda tensor: True)
         assert layer.autocast_forward(x) == torch.bfloat16
     with torch.autocast("cpu", torch.float16):
         assert layer.autocast_forward(x) == torch.float32

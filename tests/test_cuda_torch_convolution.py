@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 
 import tbptt_fast.torch as ours  # noqa: E402
 from tbptt_fast import cuda  # noqa: E402
-from tbptt_fast.torch import convolution_ops  # noqa: E402
+from tbptt_fast.torch import _bridge, convolution_ops  # noqa: E402
 
 from .cuda_cases import NO_GPU, EmulatedDevice  # noqa: E402
 from .test_cuda_torch import TF32, results_and_gradients_on  # noqa: E402
@@ -64,6 +64,50 @@ def test_layers_are_torchs(
         assert mine(given).is_contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
         close(mine(given[0]).cpu(), theirs(x[0]), tolerance)
+
+
+@pytest.mark.parametrize(("dimensions", "last"), [(1, False), (2, False), (2, True)])
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_layers_in_bfloat16(
+    place: str, dimensions: int, last: bool, groups: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch's float64 layer on the same rounded numbers, each result rounded once."""
+    if place == "cpu":
+        monkeypatch.setattr(_bridge, "has_bfloat16", lambda tensor: True)
+    options = {"padding": 1, "stride": 2, "groups": groups, "dtype": torch.bfloat16}
+    theirs, mine = pair(f"Conv{dimensions}d", 4, 8, 3, **options)
+    theirs.double()
+    mine.to(place)
+    assert "backend=tbptt_fast" in repr(mine)
+    x = images(dimensions, torch.bfloat16, last)
+    wide, given = x.double().requires_grad_(), x.to(place).requires_grad_()
+    expected, found = theirs(wide), mine(given)
+    grad = torch.randn(expected.shape).bfloat16()
+    expected.backward(grad.double())
+    found.backward(grad.to(place))
+    if last:
+        assert found.is_contiguous(memory_format=torch.channels_last)
+    results = [found, given.grad, *(p.grad for p in mine.parameters())]
+    exact = [expected, wide.grad, *(p.grad for p in theirs.parameters())]
+    for tensor, wanted in zip(results, exact, strict=True):
+        assert tensor.dtype == torch.bfloat16
+        torch.testing.assert_close(
+            tensor.detach().cpu().double(), wanted.detach(), rtol=2.0**-8, atol=1e-5
+        )
+
+
+def test_what_autocast_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """bfloat16 if that is its type and there are kernels; a backward pass as its forward pass."""
+    x = torch.zeros(1, 1, 3, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert _bridge.autocast_dtype(x) == torch.float32
+        monkeypatch.setattr(_bridge, "has_bfloat16", lambda tensor: True)
+        assert _bridge.autocast_dtype(x) == torch.bfloat16
+    with torch.autocast("cpu", torch.float16):
+        assert _bridge.autocast_dtype(x) == torch.float32
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        wanted = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
+        assert convolution_ops._autocast_backward(x.bfloat16(), x.to(dtype), x) == wanted
 
 
 @pytest.mark.parametrize("last", [False, True])
@@ -137,3 +181,12 @@ def test_accelerate_on_a_gpu() -> None:
     close(out, model(x), TF32)
     with torch.autocast("cuda"):
         assert model(x.half()).dtype == torch.float32
+    if not _bridge.has_bfloat16(x):
+        return
+    with torch.autocast("cuda", torch.bfloat16):
+        out = model(x)
+        assert out.dtype == torch.bfloat16
+    model.zero_grad()
+    out.float().sum().backward()
+    assert model[0].weight.grad.dtype == torch.float32
+    torch.testing.assert_close(out.float(), model(x), rtol=0, atol=5e-2)

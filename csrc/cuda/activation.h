@@ -36,31 +36,31 @@ bool in_groups(const T* data) {
 }
 
 template <class T>
-struct ActivateInPlace {
+struct ActivateSums {
     Activation activation;
     std::int64_t count;
-    T* y;
+    const Real<T>* from;
+    T* to;  // may be the same
 };
 
 template <class T, bool Groups>
-__global__ void activate_in_place(const ActivateInPlace<T> p) {
-    using Access = Group<T, Groups ? Group<T>::size : 1>;
-    constexpr int width = Access::size;
+__global__ void activate_sums(const ActivateSums<T> p) {
+    constexpr int width = Groups ? Group<Real<T>>::size : 1;
     for (std::int64_t i = global_index(); i < p.count / width; i += global_count()) {
-        Access values = reinterpret_cast<const Access*>(p.y)[i];
+        const Group<Real<T>, width> sums = reinterpret_cast<const Group<Real<T>, width>*>(p.from)[i];
+        Group<T, width> values;
 #pragma unroll
-        for (int e = 0; e < width; ++e) values.value[e] = activate(p.activation, values.value[e]);
-        reinterpret_cast<Access*>(p.y)[i] = values;
+        for (int e = 0; e < width; ++e) values.value[e] = T(activate(p.activation, sums.value[e]));
+        reinterpret_cast<Group<T, width>*>(p.to)[i] = values;
     }
 }
 
-// A convolution's tiles end in ReLU by themselves; others would fill them with copies of their code.
 template <class T>
-void finish_activation(Activation activation, std::int64_t count, T* y, Stream stream) {
-    if (activation == Activation::none || activation == Activation::relu) return;
-    const bool groups = count % Group<T>::size == 0 && in_groups(y);
-    launch(groups ? activate_in_place<T, true> : activate_in_place<T, false>,
-           grid_for(groups ? count / Group<T>::size : count), stream, ActivateInPlace<T>{activation, count, y});
+void run_activation(const ActivateSums<T>& p, Stream stream) {
+    constexpr int group = Group<Real<T>>::size;
+    const bool groups = p.count % group == 0 && in_groups(p.from) && in_groups(p.to);
+    launch(groups ? activate_sums<T, true> : activate_sums<T, false>, grid_for(groups ? p.count / group : p.count),
+           stream, p);
 }
 
 }  // namespace cuda

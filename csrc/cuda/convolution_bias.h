@@ -14,9 +14,9 @@ struct BeforeActivation {
     std::int64_t count, plane;  // accesses of one channel (first) or of all pixels (last); in one image
     std::int64_t part;          // accesses of one block's part
     const T* grad_y;
-    const T* y;  // null without activation
-    T* g;        // out =, or null
-    T* parts;    // out = [parts, channels], or null
+    const T* y;      // null without activation
+    T* g;            // out =, or null
+    Real<T>* parts;  // out = [parts, channels], or null
 };
 
 // A block has some channels and rows of pixels (channels last) or one channel (first). Width: values of an access.
@@ -27,7 +27,7 @@ __global__ void __launch_bounds__(256, 4) before_activation(const BeforeActivati
     const int lane = thread % lanes, row = thread / lanes, rows = 256 / lanes;
     const int channel = Last ? (static_cast<int>(blockIdx.x) * lanes + lane) * Width : static_cast<int>(blockIdx.x);
     const std::int64_t begin = blockIdx.y * p.part, end = p.count - begin < p.part ? p.count : begin + p.part;
-    T sum[Width];
+    Real<T> sum[Width];
 #pragma unroll
     for (int e = 0; e < Width; ++e) sum[e] = 0;
     if (channel < p.channels) {
@@ -42,16 +42,21 @@ __global__ void __launch_bounds__(256, 4) before_activation(const BeforeActivati
             if (p.y) {
                 const Access output = *reinterpret_cast<const Access*>(p.y + at);
 #pragma unroll
-                for (int e = 0; e < Width; ++e)
-                    value.value[e] = activation_gradient(p.activation, output.value[e], value.value[e]);
+                for (int e = 0; e < Width; ++e) {
+                    const Real<T> gradient =
+                        activation_gradient<Real<T>>(p.activation, output.value[e], value.value[e]);
+                    value.value[e] = T(gradient);
+                    sum[e] += gradient;
+                }
                 *reinterpret_cast<Access*>(p.g + at) = value;
+                continue;
             }
 #pragma unroll
             for (int e = 0; e < Width; ++e) sum[e] += value.value[e];
         }
     }
     if (!p.parts) return;
-    T* sums = shared_memory<T>();  // [width, threads]
+    Real<T>* sums = shared_memory<Real<T>>();  // [width, threads]
 #pragma unroll
     for (int e = 0; e < Width; ++e) sums[e * 256 + thread] = sum[e];
     for (int left = rows / 2; left > 0; left /= 2) {
@@ -61,12 +66,12 @@ __global__ void __launch_bounds__(256, 4) before_activation(const BeforeActivati
             for (int e = 0; e < Width; ++e) sums[e * 256 + thread] += sums[e * 256 + thread + left * lanes];
     }
     if (row == 0 && channel < p.channels) {
-        T* to = p.parts + std::int64_t{blockIdx.y} * p.channels + channel;
+        Real<T>* to = p.parts + std::int64_t{blockIdx.y} * p.channels + channel;
         if (Last) {
 #pragma unroll
             for (int e = 0; e < Width; ++e) to[e] = sums[e * 256 + thread];
         } else {
-            T total = 0;
+            Real<T> total = 0;
 #pragma unroll
             for (int e = 0; e < Width; ++e) total += sums[e * 256 + thread];
             to[0] = total;
@@ -74,7 +79,8 @@ __global__ void __launch_bounds__(256, 4) before_activation(const BeforeActivati
     }
 }
 
-// g = grad_y·f'(y), unless there is no activation, and grad_b unless it is null.
+// g = grad_y·f'(y), unless there is no activation, and grad_b unless it is null. In bfloat16 g is rounded, as products take it;
+// grad_b adds it up before.
 template <class T>
 void find_before_activation(Activation activation, std::int64_t batch, const Images& images, bool last, const T* grad_y,
                             const T* y, T* g, T* grad_b, Stream stream) {
@@ -101,14 +107,15 @@ void find_before_activation(Activation activation, std::int64_t batch, const Ima
     p.part = divide_up(p.count, parts);
     parts = p.count > 0 ? divide_up(p.count, p.part) : 1;
     grid.y = static_cast<unsigned>(parts);
-    grid.shared_bytes = 256 * width * sizeof(T);
-    const Scratch<T> sums(grad_b && parts > 1 ? parts * images.channels : 0, stream);
-    p.parts = grad_b && parts > 1 ? static_cast<T*>(sums) : grad_b;
+    grid.shared_bytes = 256 * width * sizeof(Real<T>);
+    const bool direct = parts == 1 && !is_narrow<T>;
+    const Scratch<Real<T>> sums(grad_b && !direct ? parts * images.channels : 0, stream);
+    p.parts = direct ? only_part(grad_b) : static_cast<Real<T>*>(sums);
     const auto kernel = last     ? groups ? before_activation<T, true, group> : before_activation<T, true, 1>
                         : groups ? before_activation<T, false, group>
                                  : before_activation<T, false, 1>;
     launch(kernel, grid, stream, p);
-    if (sums) run_sums(PartSums<T>{images.channels, static_cast<int>(parts), 0, 0, 0, sums, grad_b}, stream);
+    if (sums) run_sums(PartSums<T>{images.channels, static_cast<int>(parts), 0, 0, 0, 0, sums, grad_b}, stream);
 }
 
 }  // namespace cuda

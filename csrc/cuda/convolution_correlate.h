@@ -3,8 +3,7 @@
 // that the problem alone decides; they are added up in their order.
 #pragma once
 
-#include "activation.h"
-#include "convolution_geometry.h"
+#include "convolution_results.h"
 
 namespace tbptt {
 namespace cuda {
@@ -15,22 +14,23 @@ template <class T>
 struct Correlation {
     Images source_images, target_images;
     int batch, groups, depth, columns;  // of a group: channels of the source, and of the target
+    int w_depths;                       // channels of the source that w knows; behind them the source has zeros
     int phases_down, phases_across;
     Direction down[most_phases_down], across[most_phases_across];
     int step_y, step_x, target_step_y, target_step_x;
     int kernel_width;
     Divisor by_depth;
-    bool last;   // channels are neighbours in memory
-    bool whole;  // one phase that is all of the target
-    bool relu;
+    bool last;               // channels are neighbours in memory
+    bool whole;              // one phase that is all of the target
+    Activation activation;   // that tiles know
     int parts;               // of the depth
     std::int64_t part_size;  // values of the target; 0: there is one part
     const T* source;
     // Element (column, depth) of a tap: w[group·w_group + column·w_column + depth·w_depth + tap]
     const T* w;
     std::int64_t w_group, w_column, w_depth;
-    const T* bias;  // or null
-    T* target;      // of the first part
+    const T* bias;      // or null
+    Results<T> target;  // of the first part
     // What the kernels read: a matrix of columns and depths for each phase and group, of this stride, in whole groups.
     const T* factors;
     std::int64_t factors_of[most_phases_down * most_phases_across],
@@ -58,12 +58,13 @@ __global__ void pack_factors(const Correlation<T> p) {
         const int group = static_cast<int>(line / of_group),
                   outer = static_cast<int>(line - std::int64_t{group} * of_group);
         const int column = Along ? outer : in_line, k = Along ? in_line : outer;
-        T value = 0;
-        if (column < p.columns && k < depth) {
-            const int tap = p.by_depth.quotient(k), j = across.by_taps.quotient(tap);
+        const int tap = p.by_depth.quotient(k), channel = p.by_depth.remainder(k, tap);
+        T value{};
+        if (column < p.columns && k < depth && channel < p.w_depths) {
+            const int j = across.by_taps.quotient(tap);
             const int y = down.first_tap + j * down.tap_step;
             const int x = across.first_tap + across.by_taps.remainder(tap, j) * across.tap_step;
-            value = p.w[group * p.w_group + column * p.w_column + p.by_depth.remainder(k, tap) * p.w_depth +
+            value = p.w[group * p.w_group + column * p.w_column + channel * p.w_depth +
                         std::int64_t{y} * p.kernel_width + x];
         }
         to[i] = value;
@@ -73,6 +74,8 @@ __global__ void pack_factors(const Correlation<T> p) {
 // Where a tile's sums go.
 template <class T>
 class CorrelationTarget {
+    using Sum = Real<T>;
+
    public:
     TBPTT_DEVICE CorrelationTarget(const Correlation<T>& p, const Direction& down, const Direction& across, int group,
                                    int first_row, int first_column)
@@ -82,27 +85,28 @@ class CorrelationTarget {
           first_row_(first_row),
           first_column_(first_column),
           rows_(rows_of(p, down, across)),
-          channels_(p.target + blockIdx.z * p.part_size +
+          channels_(blockIdx.z * p.part_size +
                     (std::int64_t{group} * p.columns + first_column) * p.target_images.channel),
           bias_(p.bias ? p.bias + std::int64_t{group} * p.columns : nullptr) {}
 
-    TBPTT_DEVICE T start(int column) const {
-        return bias_ && first_column_ + column < p_.columns ? bias_[first_column_ + column] : T(0);
+    TBPTT_DEVICE Sum start(int column) const {
+        return bias_ && first_column_ + column < p_.columns ? Sum(bias_[first_column_ + column]) : Sum(0);
     }
 
-    TBPTT_DEVICE T* row(int row) const {
-        return first_row_ + row < rows_ ? channels_ + place_of(first_row_ + row) : nullptr;
+    // Where it lies; -1: nowhere.
+    TBPTT_DEVICE std::int64_t row(int row) const {
+        return first_row_ + row < rows_ ? channels_ + place_of(first_row_ + row) : -1;
     }
 
-    TBPTT_DEVICE void columns(T* to, int column, const T (&values)[2]) const {
+    TBPTT_DEVICE void columns(std::int64_t row, int column, const Sum (&values)[2]) const {
         const int left = p_.columns - first_column_ - column;
-        if (!to || left <= 0) return;
-        const T first = finish(values[0]), second = finish(values[1]);
+        if (row < 0 || left <= 0) return;
+        const Sum first = finish(values[0]), second = finish(values[1]);
         if (p_.runs) {
-            *reinterpret_cast<Group<T, 2>*>(to + column) = {{first, second}};
+            p_.target.store(row + column, Group<Sum, 2>{{first, second}});
         } else {
-            to[column] = first;
-            if (left > 1) to[column + 1] = second;
+            p_.target.store(row + column, Group<Sum, 1>{{first}});
+            if (left > 1) p_.target.store(row + column + 1, Group<Sum, 1>{{second}});
         }
     }
 
@@ -119,23 +123,25 @@ class CorrelationTarget {
         return result;
     }
 
-    TBPTT_DEVICE void rows(const Run& run, int column, const T (&values)[Group<T>::size]) const {
+    TBPTT_DEVICE void rows(const Run& run, int column, const Sum (&values)[Group<T>::size]) const {
         if (first_column_ + column >= p_.columns) return;
-        T* to = channels_ + column * p_.target_images.channel;
+        const std::int64_t to = channels_ + column * p_.target_images.channel;
         if (p_.runs) {
-            Group<T> all;
+            Group<Sum, Group<T>::size> all;
 #pragma unroll
             for (int e = 0; e < Group<T>::size; ++e) all.value[e] = finish(values[e]);
-            if (run.place[0] >= 0) *reinterpret_cast<Group<T>*>(to + run.place[0]) = all;
+            if (run.place[0] >= 0) p_.target.store(to + run.place[0], all);
         } else {
 #pragma unroll
             for (int e = 0; e < Group<T>::size; ++e)
-                if (run.place[e] >= 0) to[run.place[e]] = finish(values[e]);
+                if (run.place[e] >= 0) p_.target.store(to + run.place[e], Group<Sum, 1>{{finish(values[e])}});
         }
     }
 
    private:
-    TBPTT_DEVICE T finish(T value) const { return p_.relu ? ScalarMath<T>::relu(value) : value; }
+    TBPTT_DEVICE Sum finish(Sum value) const {
+        return p_.activation == Activation::relu ? ScalarMath<Sum>::relu(value) : value;
+    }
 
     TBPTT_DEVICE std::int64_t place_of(int row) const {
         const Images& images = p_.target_images;
@@ -151,7 +157,7 @@ class CorrelationTarget {
     const Correlation<T>& p_;
     const Direction &down_, &across_;
     const int first_row_, first_column_, rows_;
-    T* channels_;
+    const std::int64_t channels_;
     const T* bias_;
 };
 
@@ -227,26 +233,38 @@ void choose_tile(const Correlation<double>& p, const Call& call) {
     run_correlation<ProductTile<double, 64, 64, 32, 32, Along>, true, Groups>(p, call.stream);
 }
 
-// The largest tile that gives every multiprocessor one: what a warp reads of shared memory falls with its size. Parts were
-// made for the smallest. The order of sums does not depend on it.
+// Whether tiles of this size give every multiprocessor one. Parts were made for the smallest.
+template <class T>
+bool fills_device(const Correlation<T>& p, int rows, int columns) {
+    const std::int64_t tiles = p.groups * divide_up(most_rows(p), rows) * divide_up(p.columns, columns);
+    return p.parts == 1 && busy_phases(p) * tiles >= current_device().multiprocessors;
+}
+
+// The largest tile that fills the device: what a warp reads of shared memory falls with its size. The order of sums does not
+// depend on it.
 template <bool Along, bool Groups>
 void choose_tile(const Correlation<float>& p, const Call& call) {
-    const Device& device = current_device();
-    const auto fills = [&](int rows, int columns) {
-        const std::int64_t tiles = p.groups * divide_up(most_rows(p), rows) * divide_up(p.columns, columns);
-        return p.parts == 1 && busy_phases(p) * tiles >= device.multiprocessors;
-    };
     using Large = ProductTile<float, 128, 128, 64, 64, Along>;
     using Middle = ProductTile<float, 128, 64, 64, 32, Along>;
     using Small = ProductTile<float, 64, 64, 32, 32, Along>;
     using Exact = ProductTile<float, Along ? 128 : 64, 64, Along ? 64 : 32, 32, Along>;  // what registers hold
     if (call.exact)
-        return fills(128, 64) ? run_correlation<Exact, true, Groups>(p, call.stream)
-                              : run_correlation<Small, true, Groups>(p, call.stream);
-    if (p.columns > 64 && fills(128, 128) && device.capability >= 80)
+        return fills_device(p, 128, 64) ? run_correlation<Exact, true, Groups>(p, call.stream)
+                                        : run_correlation<Small, true, Groups>(p, call.stream);
+    if (p.columns > 64 && fills_device(p, 128, 128) && current_device().capability >= 80)
         return run_correlation<Large, false, Groups>(p, call.stream);
-    fills(128, 64) ? run_correlation<Middle, false, Groups>(p, call.stream)
-                   : run_correlation<Small, false, Groups>(p, call.stream);
+    fills_device(p, 128, 64) ? run_correlation<Middle, false, Groups>(p, call.stream)
+                             : run_correlation<Small, false, Groups>(p, call.stream);
+}
+
+template <bool Along, bool Groups>
+void choose_tile(const Correlation<Bfloat16>& p, const Call& call) {
+    using Large = ProductTile<Bfloat16, 128, 128, 64, 64, Along>;
+    using Middle = ProductTile<Bfloat16, 128, 64, 64, 32, Along>;
+    using Small = ProductTile<Bfloat16, 64, 64, 32, 32, Along>;
+    if (p.columns > 64 && fills_device(p, 128, 128)) return run_correlation<Large, true, Groups>(p, call.stream);
+    fills_device(p, 128, 64) ? run_correlation<Middle, true, Groups>(p, call.stream)
+                             : run_correlation<Small, true, Groups>(p, call.stream);
 }
 
 // Lays out the factors: w itself where it is such a matrix, else a copy in `packed`.
@@ -264,7 +282,8 @@ class Factors {
    private:
     std::int64_t size(Correlation<T>& p, bool along) {
         constexpr std::int64_t group = Group<T>::size;
-        const bool one = p.whole && p.w_column * p.w_depth != 0 && p.down[0].taps * p.across[0].taps == 1;
+        const bool one =
+            p.whole && p.w_column * p.w_depth != 0 && p.down[0].taps * p.across[0].taps == 1 && p.w_depths == p.depth;
         const std::int64_t inner = along ? p.w_depth : p.w_column, outer = along ? p.w_column : p.w_depth;
         if (one && inner == 1 && outer % group == 0 && p.w_group % group == 0 && in_groups(p.w) &&
             (along ? p.depth : p.columns) % group == 0) {
@@ -302,39 +321,20 @@ void correlate_phases(Correlation<T>& p, const Call& call) {
               down.pixels == p.target_images.height && across.pixels == p.target_images.width;
     const Factors<T> factors(p, p.last, call.stream);
     if (p.last) {
-        p.runs = p.columns % 2 == 0 && in_groups(p.target);
-        p.depth % group == 0 && in_groups(p.source) ? choose_tile<true, true>(p, call)
-                                                    : choose_tile<true, false>(p, call);
-    } else {
+        p.runs = p.columns % 2 == 0 && in_groups(p.target.rounded);
+        if constexpr (is_narrow<T>)  // as OrderedImages are
+            return choose_tile<true, true>(p, call);
+        else
+            p.depth % group == 0 && in_groups(p.source) ? choose_tile<true, true>(p, call)
+                                                        : choose_tile<true, false>(p, call);
+    } else if constexpr (!is_narrow<T>) {
         // neighbouring pixels stay neighbours where each meets the pixel of its own place
         const bool same = p.whole && down.taps * across.taps == 1 && down.first_shift == 0 && across.first_shift == 0 &&
                           p.step_y == 1 && p.step_x == 1 && p.source_images.height == down.pixels &&
                           p.source_images.width == across.pixels;
-        p.runs = p.whole && plane % group == 0 && in_groups(p.target);
+        p.runs = p.whole && plane % group == 0 && in_groups(p.target.rounded);
         same&& plane % group == 0 && in_groups(p.source) ? choose_tile<false, true>(p, call)
                                                          : choose_tile<false, false>(p, call);
-    }
-}
-
-// Everything of the target: the sum of its parts, with what a tile otherwise begins and ends with.
-template <class T>
-struct CorrelationSum {
-    int count, parts;
-    Divisor by_plane, by_channels;  // by_plane: 1 with channels last
-    bool relu;
-    const T* from;  // [parts, count]
-    const T* bias;  // or null
-    T* to;
-};
-
-template <class T>
-__global__ void add_correlations(const CorrelationSum<T> p) {
-    for (std::int64_t i = global_index(); i < p.count; i += global_count()) {
-        const int plane = p.by_plane.quotient(static_cast<int>(i));
-        T sum = p.bias ? p.bias[p.by_channels.remainder(plane, p.by_channels.quotient(plane))] : T(0);
-#pragma unroll 4
-        for (int part = 0; part < p.parts; ++part) sum += p.from[std::int64_t{part} * p.count + i];
-        p.to[i] = p.relu ? ScalarMath<T>::relu(sum) : sum;
     }
 }
 
@@ -347,28 +347,6 @@ int parts_of(const Correlation<T>& p, std::int64_t phases, std::int64_t rows, st
     if (tiles == 0) return 1;
     const std::int64_t parts = blocks / tiles < chunks / least ? blocks / tiles : chunks / least;
     return static_cast<int>(parts > 1 ? parts : 1);
-}
-
-// run() makes the target; where the depth is cut, its parts, which are then added up.
-template <class T, class Run>
-void correlate_in_parts(Correlation<T>& p, const Images& images, Stream stream, const Run& run) {
-    if (p.parts == 1) return run();
-    const std::int64_t plane = p.last ? 1 : std::int64_t{images.height} * images.width;
-    CorrelationSum<T> sum{to_index(p.batch * images.image),
-                          p.parts,
-                          divide_by(plane),
-                          divide_by(images.channels),
-                          p.relu,
-                          nullptr,
-                          p.bias,
-                          p.target};
-    const Scratch<T> parts(std::int64_t{p.parts} * sum.count, stream);
-    sum.from = p.target = parts;
-    p.part_size = sum.count;
-    p.bias = nullptr;
-    p.relu = false;
-    run();
-    launch(add_correlations<T>, grid_for(sum.count), stream, sum);
 }
 
 }  // namespace cuda

@@ -58,6 +58,9 @@ inline Images input_images(const ConvolutionShape& s) {
 inline Images output_images(const ConvolutionShape& s) {
     return images_of(s.out_height, s.out_width, s.outputs, s.channels_last);
 }
+// Of x and of y, transposed or not.
+inline Images source_images(const ConvolutionShape& s) { return s.transposed ? output_images(s) : input_images(s); }
+inline Images target_images(const ConvolutionShape& s) { return s.transposed ? input_images(s) : output_images(s); }
 
 // One direction of one phase: pixel i of the target lies at first_target + i·target step and meets, at tap j, the source at
 // i·step + first_shift + j·shift_step with element first_tap + j·tap_step of the kernel.
@@ -159,11 +162,12 @@ struct TapPlaces {
 };
 
 // Without tensor cores the largest tiles are not launched (choose_tile), nor compiled: they would have too few registers.
+// Those of bfloat16 are refused by the bindings.
 template <class Tile>
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
 constexpr bool is_launched = true;
 #else
-constexpr bool is_launched = Tile::warp_rows * Tile::warp_columns <= 64 * 32;
+constexpr bool is_launched = !is_narrow<typename Tile::T> && Tile::warp_rows * Tile::warp_columns <= 64 * 32;
 #endif
 
 // The loader of tiled_product.h of what lies at the sum of two places: one for each row of the tile, one for each depth.

@@ -28,21 +28,22 @@ struct DepthwiseSum {
     const T* source;
     const T* w;     // [outputs, 1, kernel]
     const T* bias;  // or null
-    T* target;
+    Results<T> target;
 };
 
 template <class T, int Width>
-TBPTT_DEVICE void add_product(T (&sum)[Width], const T (&w)[Width], const Group<T, Width>& x) {
+TBPTT_DEVICE void add_product(Real<T> (&sum)[Width], const Real<T> (&w)[Width], const Group<T, Width>& x) {
 #pragma unroll
     for (int e = 0; e < Width; ++e) sum[e] += w[e] * x.value[e];
 }
 
-// Width: channels of a thread, 1 or a group; Rows: taps of a column where they lie side by side and the target's rows too, so
-// that a thread loads each pixel once, else 0.
+// Width: channels of a thread, 1 or a group of sums; Rows: taps of a column where they lie side by side and the target's rows
+// too, so that a thread loads each pixel once, else 0.
 template <class T, int Width, int Rows>
 __global__ void depthwise_sum(const DepthwiseSum<T> p) {
     constexpr int strip = depthwise_strip;
     using Access = Group<T, Width>;
+    using Sum = Real<T>;
     const int phase = static_cast<int>(blockIdx.y);
     const Direction &down = p.down[phase / p.phases_across], &across = p.across[phase % p.phases_across];
     const int strips = (down.pixels + strip - 1) / strip;
@@ -63,11 +64,11 @@ __global__ void depthwise_sum(const DepthwiseSum<T> p) {
             image = outer.quotient(next), second = outer.remainder(next, image);
         }
         const int x = p.last ? second : first, channel = (p.last ? first : second) * Width, y = piece * strip;
-        T sum[strip][Width];
+        Sum sum[strip][Width];
 #pragma unroll
         for (int s = 0; s < strip; ++s)
 #pragma unroll
-            for (int e = 0; e < Width; ++e) sum[s][e] = p.bias ? p.bias[channel + e] : T(0);
+            for (int e = 0; e < Width; ++e) sum[s][e] = p.bias ? Sum(p.bias[channel + e]) : Sum(0);
         const int terms = p.to_big ? p.multiplier : 1;
         for (int term = 0; term < terms; ++term) {
             const int of_w = p.to_big ? channel * p.multiplier + term : channel;
@@ -78,7 +79,7 @@ __global__ void depthwise_sum(const DepthwiseSum<T> p) {
                 if (static_cast<unsigned>(at_x) >= static_cast<unsigned>(source.width)) continue;
                 const T* column = images + at_x * source.pixel;
                 const T* weights = p.w + std::int64_t{of_w} * p.kernel_size + across.first_tap + jx * across.tap_step;
-                const auto weights_of = [&](int jy, T(&w)[Width]) {
+                const auto weights_of = [&](int jy, Sum(&w)[Width]) {
 #pragma unroll
                     for (int e = 0; e < Width; ++e)
                         w[e] = weights[e * p.kernel_size + (down.first_tap + jy * down.tap_step) * p.kernel_width];
@@ -93,7 +94,7 @@ __global__ void depthwise_sum(const DepthwiseSum<T> p) {
                 if constexpr (Rows > 0) {
                     const bool turned = down.shift_step < 0;
                     const int top = y + down.first_shift - (turned ? Rows - 1 : 0);
-                    T w[Rows][Width];
+                    Sum w[Rows][Width];
 #pragma unroll
                     for (int j = 0; j < Rows; ++j) weights_of(turned ? Rows - 1 - j : j, w[j]);
 #pragma unroll
@@ -102,30 +103,30 @@ __global__ void depthwise_sum(const DepthwiseSum<T> p) {
 #pragma unroll
                         for (int j = 0; j < Rows; ++j)
                             if (i - j >= 0 && i - j < strip)
-                                add_product(sum[i - j < 0 || i - j >= strip ? 0 : i - j], w[j], value);
+                                add_product<T>(sum[i - j < 0 || i - j >= strip ? 0 : i - j], w[j], value);
                     }
                 } else {
                     for (int jy = 0; jy < down.taps; ++jy) {
-                        T w[Width];
+                        Sum w[Width];
                         weights_of(jy, w);
                         const int at_y = y * p.step_y + down.first_shift + jy * down.shift_step;
 #pragma unroll
-                        for (int s = 0; s < strip; ++s) add_product(sum[s], w, load(at_y + s * p.step_y));
+                        for (int s = 0; s < strip; ++s) add_product<T>(sum[s], w, load(at_y + s * p.step_y));
                     }
                 }
             }
         }
         const std::int64_t to_x = across.first_target + std::int64_t{x} * p.target_step_x;
-        T* images = p.target + image * target.image + channel * target.channel + to_x * target.pixel;
+        const std::int64_t at = image * target.image + channel * target.channel + to_x * target.pixel;
 #pragma unroll
         for (int s = 0; s < strip; ++s)
             if (y + s < down.pixels) {
                 const std::int64_t to_y = down.first_target + std::int64_t{y + s} * p.target_step_y;
-                Access value;
+                Group<Sum, Width> values;
 #pragma unroll
                 for (int e = 0; e < Width; ++e)
-                    value.value[e] = p.activation == Activation::relu ? ScalarMath<T>::relu(sum[s][e]) : sum[s][e];
-                *reinterpret_cast<Access*>(images + to_y * target.width * target.pixel) = value;
+                    values.value[e] = p.activation == Activation::relu ? ScalarMath<Sum>::relu(sum[s][e]) : sum[s][e];
+                p.target.store(at + to_y * target.width * target.pixel, values);
             }
     }
 }
@@ -151,8 +152,9 @@ void run_depthwise(DepthwiseSum<T>& p, Stream stream) {
 
 template <class T>
 void depthwise_phases(DepthwiseSum<T>& p, Stream stream) {
-    constexpr int group = Group<T>::size;
-    p.last&& p.multiplier == 1 && p.target_images.channels % group == 0 && in_groups(p.source) && in_groups(p.target)
+    constexpr int group = Group<Real<T>>::size;
+    p.last&& p.multiplier == 1 && p.target_images.channels % group == 0 && in_groups(p.source) &&
+            in_groups(p.target.rounded)
         ? run_depthwise<T, group>(p, stream)
         : run_depthwise<T, 1>(p, stream);
 }
@@ -169,7 +171,7 @@ struct DepthwiseWeights {
     int part_pixels;
     const T* source;
     const T* g;
-    T* parts;  // [parts, channels, kernel_size]
+    Real<T>* parts;  // [parts, channels, kernel_size]
 };
 
 // A block has 32 channels and eight pixels at a time (channels last) or one channel and 256 pixels (first).
@@ -182,7 +184,7 @@ __global__ void __launch_bounds__(256, 4) depthwise_weights(const DepthwiseWeigh
     const int end = p.pixels.end - begin < p.part_pixels ? p.pixels.end : begin + p.part_pixels;
     const Direction &down = p.pixels.down, &across = p.pixels.across;
     const Images& images = p.pixels.images;
-    T sum[taps];
+    Real<T> sum[taps];
 #pragma unroll
     for (int t = 0; t < taps; ++t) sum[t] = 0;
     if (channel < p.channels) {
@@ -191,7 +193,7 @@ __global__ void __launch_bounds__(256, 4) depthwise_weights(const DepthwiseWeigh
         for (int i = begin + (Last ? warp : static_cast<int>(threadIdx.x)); i < end; i += Last ? 8 : 256) {
             const Place at = p.pixels(i);
             const int image = p.by_plane.quotient(i);
-            const T gradient =
+            const Real<T> gradient =
                 g[image * p.output_images.image + p.by_plane.remainder(i, image) * p.output_images.pixel];
 #pragma unroll
             for (int t = 0; t < taps; ++t) {
@@ -204,12 +206,12 @@ __global__ void __launch_bounds__(256, 4) depthwise_weights(const DepthwiseWeigh
             }
         }
     }
-    T* sums = shared_memory<T>();  // [warps, taps, lanes]
+    Real<T>* sums = shared_memory<Real<T>>();  // [warps, taps, lanes]
 #pragma unroll
     for (int t = 0; t < taps; ++t) sums[(warp * taps + t) * warp_size + lane] = sum[t];
     __syncthreads();
     for (int t = warp; t < taps; t += 8) {
-        T total = 0;
+        Real<T> total = 0;
 #pragma unroll
         for (int w = 0; w < 8; ++w) total += sums[(w * taps + t) * warp_size + lane];
         if (!Last)
@@ -249,12 +251,13 @@ void depthwise_weight_gradient(const ConvolutionShape& s, const T* source, const
     p.part_pixels = static_cast<int>(divide_up(divide_up(pixels, parts), at_once) * at_once);
     parts = pixels > 0 ? divide_up(pixels, p.part_pixels) : 1;
     grid.y = static_cast<unsigned>(parts);
-    grid.shared_bytes = 8 * depthwise_taps * warp_size * sizeof(T);
+    grid.shared_bytes = 8 * depthwise_taps * warp_size * sizeof(Real<T>);
     const std::int64_t size = std::int64_t{channels} * kernel;
-    const Scratch<T> sums(parts > 1 ? parts * size : 0, stream);
-    p.parts = parts > 1 ? static_cast<T*>(sums) : grad_w;
+    const bool direct = parts == 1 && !is_narrow<T>;
+    const Scratch<Real<T>> sums(direct ? 0 : parts * size, stream);
+    p.parts = direct ? only_part(grad_w) : static_cast<Real<T>*>(sums);
     launch(s.channels_last ? depthwise_weights<T, true> : depthwise_weights<T, false>, grid, stream, p);
-    if (parts > 1) run_sums(PartSums<T>{size, static_cast<int>(parts), 0, 0, 0, sums, grad_w}, stream);
+    if (!direct) run_sums(PartSums<T>{size, static_cast<int>(parts), 0, 0, 0, 0, sums, grad_w}, stream);
 }
 
 }  // namespace cuda

@@ -26,14 +26,14 @@ auto read_call(const ConvolutionOp& op, const Given& given, const ConvolutionOpt
     const cuda::Call call{place.stream, read_exact(given.precision, op.name)};
     DeviceArrays arrays(place);
     const View x = arrays.read(given.x, {op.name, "x"}), w = arrays.read(given.w, {op.name, "w"});
-    const DType dtype = float_dtype(x, {op.name, "x"});
+    const DType dtype = float_or_bfloat16(x, {op.name, "x"});
     const Convolution c = read_convolution(op, shape_of(x), shape_of(w), options);
     check_algorithm(op, options, c.shape.algorithm);
     const int device = x.device >= 0 ? x.device : w.device;  // an empty batch may be nowhere
     arrays.stay_on(device);
     const cuda::OnDevice here(device);
     try {
-        return with_dtype(dtype, [&](auto zero) { return body(zero, arrays, call, c, x, w); });
+        return with_device_dtype(dtype, [&](auto zero) { return body(zero, arrays, call, c, x, w); });
     } catch (const std::length_error& error) {
         Argument{op.name, "x"}.value_error(error.what());
     }

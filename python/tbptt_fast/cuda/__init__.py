@@ -13,11 +13,12 @@ point and add them up in float32, or "highest", which is float32 throughout. The
 as it is in PyTorch's own recurrent layers and convolutions (cuDNN's). float64 is float64 in both;
 chips without TF32 (before Ampere) always use "highest".
 
-bfloat16, from compute capability 8.0 on, halves the bytes: all arrays of a call have that dtype,
-the initial and last states and carry_scale too. Tensor cores add products up in float32; gates,
-the running states (an LSTM's c, a GRU's h) and the gradients carried from step to step are float32
-within a call, and every result is rounded once. `precision` does not matter to it. NumPy's dtype
-for it is ml_dtypes' (in arrays of other libraries with `__cuda_array_interface__`).
+bfloat16, from compute capability 8.0 on, halves the bytes of recurrent layers and convolutions: all
+arrays of a call have that dtype, the initial and last states and carry_scale too. Tensor cores add
+products up in float32; gates, activations, the running states (an LSTM's c, a GRU's h) and the
+gradients carried from step to step are float32 within a call, and every result is rounded once.
+`precision` does not matter to it. NumPy's dtype for it is ml_dtypes' (in arrays of other libraries
+with `__cuda_array_interface__`).
 
 `stream` is None for the stream that x's library currently uses on its device, or a stream: an
 integer handle, or an object of PyTorch, CuPy or another library with `__cuda_stream__`. Calls put

@@ -142,7 +142,7 @@ _MORE = """`tbptt_fast.{name}` on arrays in a device's memory.
 
     Args:
         precision, stream: see `tbptt_fast.cuda`. All other arguments, shapes and gradients are
-            those of `tbptt_fast.{name}`.{algo}
+            those of `tbptt_fast.{name}`, of dtype float32, float64 or bfloat16.{algo}
 
     Returns:
         What `tbptt_fast.{name}` returns, as {arrays} of x's library. The work may still be

@@ -182,6 +182,21 @@ def has_bfloat16(tensor: Tensor) -> bool:
     return tensor.is_cuda and _capability(tensor.device.index) >= 8
 
 
+def takes(tensor: Tensor) -> bool:
+    """Whether recurrent layers and convolutions have kernels for the tensor's dtype where it is."""
+    if tensor.dtype == torch.bfloat16:
+        return has_bfloat16(tensor)
+    return tensor.dtype in (torch.float32, torch.float64)
+
+
+def autocast_dtype(tensor: Tensor) -> torch.dtype:
+    """bfloat16 if autocast asks for it and the tensor is where it has kernels, else float32."""
+    if has_bfloat16(tensor):
+        if torch.get_autocast_dtype(tensor.device.type) == torch.bfloat16:
+            return torch.bfloat16
+    return torch.float32
+
+
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _capability(device: int) -> int:
     """Which compilers are not to look into."""

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._bridge import missing_device
+from ._bridge import missing_device, takes
 from .convolution_ops import conv1d, conv2d
 
 
@@ -20,7 +20,7 @@ class _Convolution(nn.modules.conv._ConvNd):
         """Why torch's own code runs, or None where the native kernels do."""
         if (reason := missing_device(self.weight)) is not None:
             return f"parameters are on {self.weight.device}: {reason}"
-        if self.weight.dtype not in (torch.float32, torch.float64):
+        if not takes(self.weight):
             return f"parameters are {self.weight.dtype}, not float32 or float64"
         return None
 

@@ -4,7 +4,8 @@
 row. Images in torch's channels_last format are computed and returned in it, without a copy.
 
 On a GPU float32 is computed in TF32 where PyTorch's own convolutions would
-(`torch.backends.cudnn.allow_tf32`, or `torch.backends.cudnn.conv.fp32_precision`).
+(`torch.backends.cudnn.allow_tf32`, or `torch.backends.cudnn.conv.fp32_precision`). bfloat16 has
+kernels there from compute capability 8.0 on, where autocast to it uses them.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from .._types import Array
 from ..cuda import _module
 from ..cuda._places import place_of
 from ._bridge import (
+    autocast_dtype,
     check_device,
     cuda_precision,
     define,
@@ -179,6 +181,11 @@ def _differentiate(backward: Any, ctx: Any, grad_out: Tensor) -> tuple[Tensor | 
     return (*by, None, None, None, None)
 
 
+def _autocast_backward(grad_out: Tensor, x: Tensor, *rest: Any) -> torch.dtype:
+    """As the forward pass was."""
+    return torch.bfloat16 if x.dtype == torch.bfloat16 else torch.float32
+
+
 define(
     "conv2d_backward",
     _BACKWARD,
@@ -186,6 +193,7 @@ define(
     _fake_backward,
     *refuse_second_derivative("conv2d_backward"),
     on_cuda=_backward_cuda,
+    autocast_to=_autocast_backward,
 )
 _GRADIENT = torch.ops.tbptt_fast.conv2d_backward.default
 define(
@@ -196,6 +204,7 @@ define(
     lambda ctx, grad: _differentiate(_GRADIENT, ctx, grad),
     _save,
     on_cuda=_forward_cuda,  # type: ignore[arg-type]
+    autocast_to=lambda x, *rest: autocast_dtype(x),
 )
 
 
@@ -310,8 +319,8 @@ def conv2d(
 
     Args:
         input: [N, I, Y, X] or [I, Y, X], float32 or float64 on the CPU, or on a GPU where
-            `tbptt_fast.cuda` runs, in either memory format; the result has the same. All tensors
-            are on one device.
+            `tbptt_fast.cuda` runs, which takes bfloat16, too; in either memory format, and the
+            result has the same. All tensors are of one dtype and on one device.
         weight: [O, I/groups, kY, kX].
         bias: [O] or None.
         stride, padding, dilation: one integer, or (vertical, horizontal); padding also "same" or

@@ -23,9 +23,9 @@ from .. import _native
 from ..cuda import _module
 from ..cuda._places import place_of
 from ._bridge import (
+    autocast_dtype,
     cuda_precision,
     define,
-    has_bfloat16,
     is_plain,
     needs_grad,
     refuse_second_derivative,
@@ -54,13 +54,6 @@ _BACKWARD = (
 def pair_states(cell: Cell, states: Sequence[Any]) -> Any:
     """An LSTM's pair (h, c), or the one state of other cells."""
     return tuple(states) if cell == "lstm" else states[0]
-
-
-def takes(tensor: Tensor) -> bool:
-    """Whether recurrent layers have kernels for the tensor's dtype where it is."""
-    if tensor.dtype == torch.bfloat16:
-        return has_bfloat16(tensor)
-    return tensor.dtype in (torch.float32, torch.float64)
 
 
 class Layer:
@@ -121,10 +114,7 @@ class Layer:
 
     def autocast_forward(self, x: Tensor, *rest: Any) -> torch.dtype:
         """bfloat16 if autocast asks for it and it has kernels, else float32."""
-        if self.has_cuda and has_bfloat16(x):
-            if torch.get_autocast_dtype(x.device.type) == torch.bfloat16:
-                return torch.bfloat16
-        return torch.float32
+        return autocast_dtype(x) if self.has_cuda else torch.float32
 
     def autocast_backward(self, grad_out: Tensor | None, *rest: Any) -> torch.dtype:
         """As the forward pass was: a tape cannot be cast."""

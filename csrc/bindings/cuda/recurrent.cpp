@@ -7,22 +7,6 @@ namespace tbptt::python {
 
 namespace {
 
-// Borrowed memory: the caller's own array (or a contiguous copy), not to be changed before the backward pass.
-struct Borrowed {
-    py::object holder = py::none();
-    const void* data = nullptr;
-
-    template <class T>
-    const T* as() const {
-        return static_cast<const T*>(data);
-    }
-};
-
-template <class T>
-Borrowed borrowed(const Input<T>& in) {
-    return {in.holder ? in.holder : py::object(py::none()), in.data};
-}
-
 // What a forward pass keeps for its backward pass. The output is part of it, as h of all steps.
 struct DeviceTape {
     RecurrentShape shape;

@@ -2,6 +2,7 @@
 
 set(cuda_kernels
   csrc/cuda/convolution.cu
+  csrc/cuda/convrecurrent.cu
   csrc/cuda/embedding.cu
   csrc/cuda/loss.cu
   csrc/cuda/optimizer.cu
@@ -12,8 +13,10 @@ set(cuda_bindings
   csrc/bindings/arguments.cpp
   csrc/bindings/check.cpp
   csrc/bindings/convolution_options.cpp
+  csrc/bindings/convrecurrent_arguments.cpp
   csrc/bindings/cuda/arrays.cpp
   csrc/bindings/cuda/convolution.cpp
+  csrc/bindings/cuda/convrecurrent.cpp
   csrc/bindings/cuda/device_array.cpp
   csrc/bindings/cuda/layers.cpp
   csrc/bindings/cuda/losses.cpp

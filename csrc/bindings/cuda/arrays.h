@@ -192,6 +192,7 @@ py::object new_device_array(const ElementType& type, Shape shape, int device, St
 void register_cuda_runtime(py::module_& module);
 void register_device_array(py::module_& module);
 void register_cuda_convolution(py::module_& module);
+void register_cuda_convrecurrent(py::module_& module);
 void register_cuda_recurrent(py::module_& module);
 void register_cuda_layers(py::module_& module);
 void register_cuda_losses(py::module_& module);

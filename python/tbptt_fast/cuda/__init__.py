@@ -31,6 +31,7 @@ raise a RuntimeError with that sentence. `tbptt_fast.torch` uses these kernels f
 """
 
 from ..ops_convolution import ConvGrads
+from ..ops_convrecurrent import ConvRecurrentGrads
 from ..ops_recurrent import RecurrentGrads
 from . import _module
 from ._convolution import (
@@ -40,6 +41,14 @@ from ._convolution import (
     conv2d_backward,
     conv_transpose2d,
     conv_transpose2d_backward,
+)
+from ._convrecurrent import (
+    convgru_backward,
+    convgru_forward,
+    convlstm_backward,
+    convlstm_forward,
+    convrnn_backward,
+    convrnn_forward,
 )
 from ._layers import (
     embedding,
@@ -74,6 +83,7 @@ from ._recurrent import (
 
 __all__ = [
     "ConvGrads",
+    "ConvRecurrentGrads",
     "Precision",
     "RecurrentGrads",
     "adam_step",
@@ -86,6 +96,12 @@ __all__ = [
     "conv2d_backward",
     "conv_transpose2d",
     "conv_transpose2d_backward",
+    "convgru_backward",
+    "convgru_forward",
+    "convlstm_backward",
+    "convlstm_forward",
+    "convrnn_backward",
+    "convrnn_forward",
     "devices",
     "embedding",
     "embedding_backward",

@@ -68,7 +68,7 @@ class Layer:
 
     forward_schema, backward_schema = _FORWARD, _BACKWARD
     options = 4  # arguments of the forward pass behind those that have gradients
-    has_cuda = True
+    in_bfloat16 = True  # on GPUs
 
     def __init__(self, cell: Cell) -> None:
         self.cell = cell
@@ -121,7 +121,7 @@ class Layer:
 
     def autocast_forward(self, x: Tensor, *rest: Any) -> torch.dtype:
         """bfloat16 if autocast asks for it and it has kernels, else float32."""
-        if self.has_cuda and has_bfloat16(x):
+        if self.in_bfloat16 and has_bfloat16(x):
             if torch.get_autocast_dtype(x.device.type) == torch.bfloat16:
                 return torch.bfloat16
         return torch.float32
@@ -236,7 +236,7 @@ class Layer:
             self.backward,
             self.fake_backward,
             *refuse_second_derivative(name),
-            on_cuda=self.backward_cuda if self.has_cuda else None,
+            on_cuda=self.backward_cuda,
             autocast_to=self.autocast_backward,
         )
         gradient = getattr(torch.ops.tbptt_fast, name).default
@@ -250,7 +250,7 @@ class Layer:
                 *(None,) * self.options,
             ),
             lambda ctx, inputs, output: self.save(ctx, inputs, output),
-            on_cuda=self.forward_cuda if self.has_cuda else None,
+            on_cuda=self.forward_cuda,
             autocast_to=self.autocast_forward,
         )
         layer = self

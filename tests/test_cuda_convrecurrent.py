@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import tbptt_fast
 from tbptt_fast import cuda
@@ -29,6 +31,7 @@ from .convrecurrent_cases import (
     run,
 )
 from .cuda_cases import PRECISIONS, TF32_EPS, CudaDevice, Device, EmulatedDevice
+from .test_convrecurrent import problems
 from .test_cuda_recurrent import eps_of, widened
 
 cells = pytest.mark.parametrize("cell", CELLS)
@@ -74,6 +77,23 @@ def test_masks_and_truncation(device: Device, cell: str, masks: str, truncation:
         compare(problem, found, expected)
     again = run(device.ops(), problem, layout, recompute=True, **options)
     assert_identical(contiguous(again), contiguous(found))
+
+
+@settings(
+    max_examples=40,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],  # a device serves all examples
+)
+@given(problems(), st.sampled_from(LAYOUTS), st.booleans())
+def test_anything(
+    device: Device, case: tuple[Problem, dict[str, Any]], layout: str, recompute: bool
+) -> None:
+    problem, options = case
+    ops = device.ops(precision="highest")
+    found = run(ops, problem, layout, recompute=recompute, **options)
+    compare(problem, found, run(reference, problem, **options))
 
 
 @cells

@@ -166,6 +166,16 @@ struct DeviceCall {
     cuda::OnDevice here;
 };
 
+// Zeros where `from` is null.
+template <class T>
+void copy_or_zero(const T* from, T* to, int64_t count, Stream stream) {
+    const std::size_t bytes = static_cast<std::size_t>(count) * sizeof(T);
+    if (from)
+        cuda::copy_bytes(to, from, bytes, stream);
+    else
+        cuda::set_bytes(to, 0, bytes, stream);
+}
+
 // Whether kernels can use the array as it is.
 bool is_usable(const View& view);
 

@@ -22,13 +22,7 @@ struct Given {
 
 template <class T>
 auto copy_or_zero_on(Stream stream) {
-    return [stream](const T* from, T* to, int64_t count) {
-        const std::size_t bytes = static_cast<std::size_t>(count) * sizeof(T);
-        if (from)
-            cuda::copy_bytes(to, from, bytes, stream);
-        else
-            cuda::set_bytes(to, 0, bytes, stream);
-    };
+    return [stream](const T* from, T* to, int64_t count) { copy_or_zero(from, to, count, stream); };
 }
 
 // Kernels tell sizes that are too large for their indices.

@@ -46,15 +46,6 @@ DeviceTape tape_of(const RecurrentShape& shape, int device, Stream stream, const
 }
 
 template <class T>
-void copy_or_zero(const T* from, T* to, int64_t count, Stream stream) {
-    const std::size_t bytes = static_cast<std::size_t>(count) * sizeof(T);
-    if (from)
-        cuda::copy_bytes(to, from, bytes, stream);
-    else
-        cuda::set_bytes(to, 0, bytes, stream);
-}
-
-template <class T>
 py::tuple forward(const DeviceArrays& arrays, const cuda::Call& call, const RecurrentShape& shape,
                   const GivenLayer<View>& given, bool training) {
     const LayerInputs<T> in = read_layer<T>(arrays, shape, given, forward_name(shape.cell));

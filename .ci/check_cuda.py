@@ -20,6 +20,8 @@ HOT = (
     "multiply_matrices",
     "correlate",
     "depthwise",
+    "apply_cell",
+    "carry_back",
 )
 
 # Those that have to be there in bfloat16, too.

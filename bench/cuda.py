@@ -17,8 +17,11 @@ from statistics import geometric_mean
 from typing import Any
 
 from tbptt_fast import cuda
+from tbptt_fast._types import Layout
 
+from . import cuda_convlstm
 from .conv_shapes import RESNET_50, Convolution
+from .convlstm import CASES as CONVLSTM
 from .options import Options, progress
 from .report import Section, times
 from .timing import Spread
@@ -56,6 +59,7 @@ def run(options: Options) -> list[Section]:
         resets(torch, options),
         convolutions(torch, options, limits, "float32"),
         convolutions(torch, options, limits, "bfloat16"),
+        recurrent_images(torch, options),
         overhead(torch, options),
     ]
 
@@ -404,6 +408,24 @@ def convolutions(torch: Any, options: Options, limits: dict[str, float], dtype: 
             ratios.append(ratio(found, "cuDNN").median)
         summary = f"{geometric_mean(ratios):.2f}; {min(ratios):.2f}"
         section.rows.append(["geometric mean; least", layout, "", "", "", "", summary])
+    return section
+
+
+def recurrent_images(torch: Any, options: Options) -> Section:
+    columns = ["layout", "T, B, C, H, size, kernel", "ours ms", "cuDNN's cell ms", "vs cuDNN"]
+    title = "ConvLSTM on a GPU, forward + backward, TF32"
+    section = Section(title=title, columns=columns, note="The usual cell: a convolution a step.")
+    layouts: tuple[Layout, ...] = ("NCHW", "NHWC")
+    for layout in layouts:
+        for case in CONVLSTM[: 1 if options.quick else None]:
+            made = cuda_convlstm.modules(torch, case, layout)
+            x, grad = cuda_convlstm.data(torch, case, layout)
+            sides = {name: both_ways(torch, made[name], x, grad) for name in ("ours", "cuDNN")}
+            wide = x.detach().double().requires_grad_()
+            exact = both_ways(torch, made["exact"], wide, grad.double())()
+            verify(f"ConvLSTM {layout} {case}", sides["ours"](), sides["cuDNN"](), exact)
+            found = alternate(torch, sides, options.rounds)
+            add(section, [layout, str(case)], found, None, None)
     return section
 
 

@@ -40,9 +40,10 @@ tail -n 1 "$out/pytest.log"
 
 # A module is loaded lazily by default, which the sanitizer would report as slow, not wrong.
 lstm="masks_and_truncation_in_float32 or (test_cuda_bfloat16 and masks_and_truncation and both)"
+images="test_cuda_convrecurrent and a_tape_can_be_used_again"
 small=(tests/test_cuda_recurrent.py tests/test_cuda_bfloat16.py tests/test_cuda_convolution.py
-    tests/test_cuda_bfloat16_convolution.py -m gpu
-    -k "(lstm and ($lstm)) or every_way_once")
+    tests/test_cuda_bfloat16_convolution.py tests/test_cuda_convrecurrent.py -m gpu
+    -k "(lstm and ($lstm)) or every_way_once or ($images)")
 for tool in memcheck racecheck; do
     stage "compute-sanitizer $tool"
     if timeout 60 compute-sanitizer --tool "$tool" --error-exitcode 9 --target-processes all \

@@ -3,6 +3,7 @@
 set(cuda_kernels
   csrc/cuda/convolution.cu
   csrc/cuda/convolution_bfloat16.cu
+  csrc/cuda/convrecurrent.cu
   csrc/cuda/embedding.cu
   csrc/cuda/lag_norms.cu
   csrc/cuda/loss.cu
@@ -14,8 +15,10 @@ set(cuda_bindings
   csrc/bindings/arguments.cpp
   csrc/bindings/check.cpp
   csrc/bindings/convolution_options.cpp
+  csrc/bindings/convrecurrent_arguments.cpp
   csrc/bindings/cuda/arrays.cpp
   csrc/bindings/cuda/convolution.cpp
+  csrc/bindings/cuda/convrecurrent.cpp
   csrc/bindings/cuda/device_array.cpp
   csrc/bindings/cuda/layers.cpp
   csrc/bindings/cuda/losses.cpp

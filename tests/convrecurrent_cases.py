@@ -181,9 +181,11 @@ def run(
     return {n: channels_first(a) if n in images else a for n, a in named.items()}
 
 
-def compare(problem: Problem, actual: dict[str, Any], expected: dict[str, Any]) -> None:
-    """Every result of direct convolutions within its tolerance."""
-    eps = float(np.finfo(problem.x.dtype).eps)
+def compare(
+    problem: Problem, actual: dict[str, Any], expected: dict[str, Any], eps: float | None = None
+) -> None:
+    """Every result of direct convolutions within its tolerance; eps is the dtype's unless given."""
+    eps = float(np.finfo(problem.x.dtype).eps) if eps is None else eps
     assert actual.keys() == expected.keys()
     for name, value in actual.items():
         assert value.dtype == problem.x.dtype

@@ -13,8 +13,25 @@ struct Made {
     T* data = nullptr;
 };
 
+// Borrowed memory: the caller's own array (or a contiguous copy), not to be changed before the backward pass.
+struct Borrowed {
+    py::object holder = py::none();
+    const void* data = nullptr;
+
+    template <class T>
+    const T* as() const {
+        return static_cast<const T*>(data);
+    }
+};
+
+template <class T>
+Borrowed borrowed(const Input<T>& in) {
+    return {in.holder ? in.holder : py::object(py::none()), in.data};
+}
+
 // NumPy's arrays, and what others export from CPU memory.
 struct HostArrays {
+    py::array read(py::handle given, const Argument& argument) const { return to_array(given, argument); }
     template <class T, class Given>
     Input<T> input(const Given& given, std::initializer_list<Extent> shape, const Argument& argument) const {
         return python::input<T>(given, shape, argument);

@@ -5,6 +5,7 @@
 // for each cell; what leads there looks at the cell's shape.
 #pragma once
 
+#include "../cells/convrecurrent.h"
 #include "correlation.h"
 #include "image_order.h"
 #include "recurrent.h"
@@ -30,35 +31,10 @@ TBPTT_INLINE CellShape shape_of(Cell cell) {
     }
 }
 
-TBPTT_INLINE int64_t pixels_of(const ConvRecurrentShape& s) { return s.height * s.width; }
 TBPTT_INLINE int64_t taps_of_state(const ConvRecurrentShape& s) { return s.kernel_hh_height * s.kernel_hh_width; }
 
-// Whether images in planes are the same run of memory.
-TBPTT_INLINE bool same_order(const ConvRecurrentShape& s, int64_t channels) {
-    return s.channels_last || channels == 1 || pixels_of(s) == 1;
-}
-
-// The convolution of `images` images of x (`state`: of h), channels last.
 TBPTT_INLINE ConvolutionShape convolution_of(const ConvRecurrentShape& s, int64_t images, bool state) {
-    const int64_t height = state ? s.kernel_hh_height : s.kernel_ih_height;
-    const int64_t width = state ? s.kernel_hh_width : s.kernel_ih_width;
-    ConvolutionShape c{};
-    c.batch = images;
-    c.groups = 1;
-    c.inputs = state ? s.hidden : s.inputs;
-    c.outputs = shape_of(s.cell).gates * s.hidden;
-    c.height = c.out_height = s.height;
-    c.width = c.out_width = s.width;
-    c.kernel_height = height;
-    c.kernel_width = width;
-    c.stride_y = c.stride_x = 1;
-    c.dilation_y = s.dilation_y;
-    c.dilation_x = s.dilation_x;
-    c.pad_top = (height - 1) / 2 * s.dilation_y;
-    c.pad_left = (width - 1) / 2 * s.dilation_x;
-    c.channels_last = true;
-    c.algorithm = s.algorithm;
-    return c;
+    return tbptt::convolution_of(s, shape_of(s.cell).gates, images, state);
 }
 
 // Whether the products of a step are made apart from the cell: where images are large and convolutions have a faster way

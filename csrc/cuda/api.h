@@ -32,6 +32,14 @@ void convolution_forward(const ConvolutionForward<T>& p, const Call& call);
 template <class T>
 void convolution_backward(const ConvolutionBackward<T>& p, const Call& call);
 
+// `segments`, `window` and `overlapping` of the parameters are not read. The tape: maps [T, B, Y, X, G·H] and beside
+// [T, B, Y, X, H]; a plain cell has no maps, as its h is the output.
+template <class T>
+void convrecurrent_forward(const ConvRecurrentForward<T>& p, const Call& call);
+
+template <class T>
+void convrecurrent_backward(const ConvRecurrentBackward<T>& p, Truncation truncation, const Call& call);
+
 // The first argument's list lies on the host, and is read before the call returns; what it points at is on the device, as are
 // norm and non_finite, which may be null.
 template <class T>

@@ -9,6 +9,7 @@
 #include "column_sums.h"
 #include "product.h"
 #include "recurrent_cluster.h"
+#include "states_before.h"
 
 namespace tbptt {
 namespace cuda {
@@ -128,24 +129,6 @@ template <class T, template <class> class CellOf, class Shape, bool Exact>
 __global__ __launch_bounds__(walk_threads, 1) void walk_backward(const BackwardWalk<T> p) {
     using Pass = BackwardPass<T, CellOf>;
     walk_in_grid<T, Shape, 1, Exact>(p.product, Pass{p});
-}
-
-// The states that entered every place [T·B, H].
-template <class T>
-struct StatesBefore {
-    std::int64_t places, batch, hidden;
-    const T *out, *h0;  // h0 or null
-    const std::uint8_t* is_init;
-    T* states;  // out =
-};
-
-template <class T>
-__global__ void find_states_before(const StatesBefore<T> p) {
-    for (std::int64_t i = global_index(); i < p.places * p.hidden; i += global_count()) {
-        const std::int64_t at = i / p.hidden;
-        const bool zero = (p.is_init && p.is_init[at] != 0) || (at < p.batch && !p.h0);
-        p.states[i] = zero ? T(0) : at < p.batch ? p.h0[i] : p.out[i - p.batch * p.hidden];
-    }
 }
 
 template <class T>

@@ -166,6 +166,16 @@ struct DeviceCall {
     cuda::OnDevice here;
 };
 
+// Zeros where `from` is null.
+template <class T>
+void copy_or_zero(const T* from, T* to, int64_t count, Stream stream) {
+    const std::size_t bytes = static_cast<std::size_t>(count) * sizeof(T);
+    if (from)
+        cuda::copy_bytes(to, from, bytes, stream);
+    else
+        cuda::set_bytes(to, 0, bytes, stream);
+}
+
 // Whether kernels can use the array as it is.
 bool is_usable(const View& view);
 
@@ -192,6 +202,7 @@ py::object new_device_array(const ElementType& type, Shape shape, int device, St
 void register_cuda_runtime(py::module_& module);
 void register_device_array(py::module_& module);
 void register_cuda_convolution(py::module_& module);
+void register_cuda_convrecurrent(py::module_& module);
 void register_cuda_recurrent(py::module_& module);
 void register_cuda_layers(py::module_& module);
 void register_cuda_losses(py::module_& module);

@@ -5,6 +5,7 @@ PYBIND11_MODULE(TBPTT_CUDA_MODULE, module, pybind11::mod_gil_not_used()) {
     tbptt::python::register_cuda_runtime(module);
     tbptt::python::register_device_array(module);
     tbptt::python::register_cuda_convolution(module);
+    tbptt::python::register_cuda_convrecurrent(module);
     tbptt::python::register_cuda_recurrent(module);
     tbptt::python::register_cuda_layers(module);
     tbptt::python::register_cuda_losses(module);

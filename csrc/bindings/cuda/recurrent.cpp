@@ -7,22 +7,6 @@ namespace tbptt::python {
 
 namespace {
 
-// Borrowed memory: the caller's own array (or a contiguous copy), not to be changed before the backward pass.
-struct Borrowed {
-    py::object holder = py::none();
-    const void* data = nullptr;
-
-    template <class T>
-    const T* as() const {
-        return static_cast<const T*>(data);
-    }
-};
-
-template <class T>
-Borrowed borrowed(const Input<T>& in) {
-    return {in.holder ? in.holder : py::object(py::none()), in.data};
-}
-
 // What a forward pass keeps for its backward pass. The output is part of it, as h of all steps.
 struct DeviceTape {
     RecurrentShape shape;
@@ -59,15 +43,6 @@ DeviceTape tape_of(const RecurrentShape& shape, int device, Stream stream, const
             saved.array,
             saved.data,
             static_cast<std::size_t>(saved_size(shape)) * sizeof(T)};
-}
-
-template <class T>
-void copy_or_zero(const T* from, T* to, int64_t count, Stream stream) {
-    const std::size_t bytes = static_cast<std::size_t>(count) * sizeof(T);
-    if (from)
-        cuda::copy_bytes(to, from, bytes, stream);
-    else
-        cuda::set_bytes(to, 0, bytes, stream);
 }
 
 template <class T>

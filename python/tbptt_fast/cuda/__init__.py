@@ -32,6 +32,7 @@ raise a RuntimeError with that sentence. `tbptt_fast.torch` uses these kernels f
 """
 
 from ..ops_convolution import ConvGrads
+from ..ops_convrecurrent import ConvRecurrentGrads
 from ..ops_recurrent import RecurrentGrads
 from . import _module
 from ._convolution import (
@@ -41,6 +42,14 @@ from ._convolution import (
     conv2d_backward,
     conv_transpose2d,
     conv_transpose2d_backward,
+)
+from ._convrecurrent import (
+    convgru_backward,
+    convgru_forward,
+    convlstm_backward,
+    convlstm_forward,
+    convrnn_backward,
+    convrnn_forward,
 )
 from ._layers import (
     embedding,
@@ -76,6 +85,7 @@ from ._recurrent import (
 
 __all__ = [
     "ConvGrads",
+    "ConvRecurrentGrads",
     "Precision",
     "RecurrentGrads",
     "adam_step",
@@ -88,6 +98,12 @@ __all__ = [
     "conv2d_backward",
     "conv_transpose2d",
     "conv_transpose2d_backward",
+    "convgru_backward",
+    "convgru_forward",
+    "convlstm_backward",
+    "convlstm_forward",
+    "convrnn_backward",
+    "convrnn_forward",
     "devices",
     "embedding",
     "embedding_backward",

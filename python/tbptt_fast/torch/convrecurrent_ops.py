@@ -2,7 +2,9 @@
 
 As in `recurrent_ops`: operators `tbptt_fast::convlstm` and so on with their gradients, and the same
 kernels behind an `autograd.Function` for plain eager calls. The output serves the backward pass as
-history, so it is saved beside the tape.
+history, so it is saved beside the tape. On a GPU float32 is computed in TF32 where PyTorch's own
+convolutions would (`torch.backends.cudnn.allow_tf32`, or
+`torch.backends.cudnn.conv.fp32_precision`).
 """
 
 from __future__ import annotations
@@ -14,14 +16,24 @@ from torch import Tensor
 
 from .. import _native
 from .._types import Layout
+from ..cuda import _module
+from ..cuda._places import place_of
 from ..ops import Truncation
-from ._bridge import check_cpu, is_plain, needs_grad, to_arrays, to_tensor
+from ._bridge import (
+    check_device,
+    cuda_precision,
+    is_plain,
+    needs_grad,
+    to_arrays,
+    to_tensor,
+)
 from .recurrent_functions import plain_cell, read_truncation
 from .recurrent_ops import CELLS, Cell, Layer, pair_states
 
 Size = int | tuple[int, int]
 # per value of the output: with the gates, and where they are made again
 TAPE_VALUES = {"rnn_tanh": (1, 0), "rnn_relu": (1, 0), "gru": (4, 0), "lstm": (5, 1)}
+CUDA_TAPE_VALUES = TAPE_VALUES | {"rnn_tanh": (0, 0), "rnn_relu": (0, 0)}
 
 _FORWARD = (
     "(Tensor x, Tensor? h, {c}Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, "
@@ -43,7 +55,7 @@ class _ConvLayer(Layer):
 
     forward_schema, backward_schema = _FORWARD, _BACKWARD
     options = 7
-    has_cuda = False
+    in_bfloat16 = False
 
     def __init__(self, cell: Cell) -> None:
         super().__init__(cell)
@@ -108,12 +120,66 @@ class _ConvLayer(Layer):
         found = (grads[0], *by_states, *grads[2:])
         return tuple([rest[n].new_empty(0) if g is None else to_tensor(g) for g in found])
 
+    def forward_cuda(self, x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+        n = self.states
+        states, weights, is_init = rest[:n], rest[n : n + 5], rest[n + 5]
+        dilation, layout, recompute, keep = rest[-4:]
+        out, state, tape = _module.native().convrecurrent_forward(
+            place_of(x),
+            cuda_precision("conv"),
+            self.cell,
+            x,
+            pair_states(self.cell, states),
+            *weights,
+            is_init,
+            tuple(dilation),
+            layout,
+            "auto",
+            keep,
+            recompute,
+        )
+        last = state if self.cell == "lstm" else (state,)
+        return (out, *last, x.new_empty(0) if tape is None else tape.memory)
+
+    def backward_cuda(self, grad_out: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
+        n = self.states
+        *tensors, carry_scale, truncation, dilation, layout, recompute, _ = rest
+        grad_states, (tape, out, x), states = tensors[:n], tensors[n : n + 3], tensors[n + 3 : -6]
+        module, place = _module.native(), place_of(x)
+        restored = module.restore_conv_tape(
+            place,
+            self.cell,
+            x,
+            pair_states(self.cell, states),
+            *tensors[-6:],
+            tuple(dilation),
+            layout,
+            "auto",
+            recompute,
+            out,
+            tape,
+        )
+        grads = module.convrecurrent_backward(
+            place,
+            cuda_precision("conv"),
+            self.cell,
+            restored,
+            grad_out,
+            pair_states(self.cell, grad_states),
+            truncation,
+            carry_scale,
+        )
+        by_states = grads[1] if self.cell == "lstm" else (grads[1],)
+        found = (grads[0], *by_states, *grads[2:])
+        return tuple([x.new_empty(0) if g is None else g for g in found])
+
     def fake_forward(self, x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
         hidden, (layout, recompute, keep) = rest[self.states + 1].shape[1], rest[-3:]
         steps, batch, *image = x.shape
         image[0 if layout == "NCHW" else 2] = hidden
         out = x.new_empty(steps, batch, *image)
-        size = TAPE_VALUES[self.cell][recompute] * out.numel() if keep else 0
+        values = (CUDA_TAPE_VALUES if self.is_on_gpu(x) else TAPE_VALUES)[self.cell]
+        size = values[recompute] * out.numel() if keep else 0
         last = (x.new_empty(batch, *image) for _ in range(self.states))
         return (out, *last, x.new_empty(size))
 
@@ -160,7 +226,9 @@ def run_layer(
     recompute: bool,
 ) -> tuple[Tensor, ...]:
     """The output and the last states of one layer; weights are w_ih, w_hh, b_ih, b_hh, peephole."""
-    check_cpu(op, x=x, w_ih=weights[0], w_hh=weights[1], is_init=is_init, carry_scale=carry_scale)
+    check_device(
+        op, x=x, w_ih=weights[0], w_hh=weights[1], is_init=is_init, carry_scale=carry_scale
+    )
     if carry_scale is not None and carry_scale.shape != x.shape[:2]:
         raise ValueError(
             f"{op}: carry_scale: expected shape {list(x.shape[:2])}, got {list(carry_scale.shape)}"
@@ -173,7 +241,7 @@ def run_layer(
     if not is_plain(*tensors):
         return operator_(*tensors, *options)[:-1]  # type: ignore[no-any-return]
     if not keep:
-        return _LAYERS[cell].forward(x, *states, *weights, *options)[:-1]
+        return _LAYERS[cell].run_forward(x, *states, *weights, *options)[:-1]
     return plain.apply(options, *tensors)[:-1]  # type: ignore[no-any-return]
 
 
@@ -196,7 +264,8 @@ def convrnn(
     """`tbptt_fast.convrnn_forward` as a differentiable function of tensors.
 
     Args:
-        x: [T, B, C, Y, X], float32 or float64 on the CPU; with layout "NHWC" [T, B, Y, X, C].
+        x: [T, B, C, Y, X], float32 or float64 on the CPU, or on a GPU where `tbptt_fast.cuda`
+            runs; with layout "NHWC" [T, B, Y, X, C]. All tensors are on one device.
         hx: [B, H, Y, X] or None (zeros).
         w_ih, w_hh, b_ih, b_hh: [H, C, ky, kx], [H, H, ky, kx], [H] or None.
         nonlinearity: "tanh" or "relu".
@@ -213,7 +282,7 @@ def convrnn(
 
     Raises:
         TypeError, ValueError: a wrong dtype; a wrong shape or value.
-        RuntimeError: a tensor is not on the CPU; a second derivative is asked for.
+        RuntimeError: a tensor is on a device without kernels; a second derivative is asked for.
 
     Source: see `tbptt_fast.convrnn_forward`.
 

@@ -61,7 +61,7 @@ class Layer:
 
     forward_schema, backward_schema = _FORWARD, _BACKWARD
     options = 4  # arguments of the forward pass behind those that have gradients
-    has_cuda = True
+    in_bfloat16 = True  # on GPUs
 
     def __init__(self, cell: Cell) -> None:
         self.cell = cell
@@ -114,7 +114,7 @@ class Layer:
 
     def autocast_forward(self, x: Tensor, *rest: Any) -> torch.dtype:
         """bfloat16 if autocast asks for it and it has kernels, else float32."""
-        return autocast_dtype(x) if self.has_cuda else torch.float32
+        return autocast_dtype(x) if self.in_bfloat16 else torch.float32
 
     def autocast_backward(self, grad_out: Tensor | None, *rest: Any) -> torch.dtype:
         """As the forward pass was: a tape cannot be cast."""
@@ -226,7 +226,7 @@ class Layer:
             self.backward,
             self.fake_backward,
             *refuse_second_derivative(name),
-            on_cuda=self.backward_cuda if self.has_cuda else None,
+            on_cuda=self.backward_cuda,
             autocast_to=self.autocast_backward,
         )
         gradient = getattr(torch.ops.tbptt_fast, name).default
@@ -240,7 +240,7 @@ class Layer:
                 *(None,) * self.options,
             ),
             lambda ctx, inputs, output: self.save(ctx, inputs, output),
-            on_cuda=self.forward_cuda if self.has_cuda else None,
+            on_cuda=self.forward_cuda,
             autocast_to=self.autocast_forward,
         )
         layer = self

@@ -1,0 +1,241 @@
+// What the passes of a convolutional recurrent layer share.
+//
+// Inside, images have their channels together: pixels are the rows of a step, which is the convolution of the state before and,
+// in a kernel of its own, the cell on rows and units. The convolutions of x are made for many steps at once, where the gates
+// will be. What a step multiplies is the same in all calls, so that gates that are made again have the same bits.
+#pragma once
+
+#include "../cells/convrecurrent.h"
+#include "../cells/gru.h"
+#include "../cells/lstm.h"
+#include "../cells/rnn.h"
+#include "api.h"
+#include "convolution_geometry.h"
+#include "image_order.h"
+#include "scalar_math.h"
+
+namespace tbptt {
+namespace cuda {
+
+inline CellShape shape_of(Cell cell) {
+    switch (cell) {
+        case Cell::gru: return Gru<ScalarMath<float>>::shape;
+        case Cell::lstm: return Lstm<ScalarMath<float>>::shape;
+        default: return RnnTanh<ScalarMath<float>>::shape;
+    }
+}
+
+// Sizes as kernels know them: a row is a pixel.
+struct ImageRows {
+    int batch, pixels, hidden;
+
+    TBPTT_BOTH int image() const { return pixels * hidden; }  // values of a state's image
+};
+
+inline ImageRows rows_of(const ConvRecurrentShape& s) {
+    to_index(pixels_of(s) * s.hidden);
+    return {to_index(s.batch), to_index(pixels_of(s)), to_index(s.hidden)};
+}
+
+// Images [images, channels, pixels] with their channels together: the caller's, or a copy; null for null.
+template <class T>
+class ChannelsLast {
+   public:
+    ChannelsLast(const ConvRecurrentShape& s, std::int64_t images, std::int64_t channels, const T* given, Stream stream)
+        : copy_(given && !same_order(s, channels) ? images * pixels_of(s) * channels : 0, stream),
+          data_(copy_ ? static_cast<const T*>(copy_) : given) {
+        if (copy_)
+            turn_images<T>(images, static_cast<int>(pixels_of(s)), static_cast<int>(channels), given, copy_, true,
+                           stream);
+    }
+    operator const T*() const { return data_; }
+
+   private:
+    const Scratch<T> copy_;
+    const T* const data_;
+};
+
+// The same for images that are written: what `data` holds in the end goes to the caller by finish().
+template <class T>
+class WrittenChannelsLast {
+   public:
+    WrittenChannelsLast(const ConvRecurrentShape& s, std::int64_t images, std::int64_t channels, T* result,
+                        Stream stream)
+        : images_(images),
+          pixels_(static_cast<int>(pixels_of(s))),
+          channels_(static_cast<int>(channels)),
+          result_(result),
+          stream_(stream),
+          own_(result && !same_order(s, channels) ? images * pixels_of(s) * channels : 0, stream) {}
+    T* data() const { return own_ ? static_cast<T*>(own_) : result_; }
+    void finish() const {
+        if (own_) turn_images<T>(images_, pixels_, channels_, own_, result_, false, stream_);
+    }
+
+   private:
+    const std::int64_t images_;
+    const int pixels_, channels_;
+    T* const result_;
+    const Stream stream_;
+    const Scratch<T> own_;
+};
+
+// The peepholes of a layer [3, H], or of each pixel [3, pixels, H].
+template <class T>
+struct Peepholes {
+    const T* weights;  // or null
+    bool maps;
+
+    TBPTT_DEVICE void load(const ImageRows& rows, int i, int unit, T (&to)[3]) const {
+#pragma unroll
+        for (int g = 0; g < 3; ++g) to[g] = weights[maps ? std::int64_t{g} * rows.image() + i : g * rows.hidden + unit];
+    }
+};
+
+// One step of all rows.
+template <class T>
+struct ConvStep {
+    ImageRows rows;
+    const std::uint8_t* is_init;   // [B] or null
+    const T* products;             // [B, pixels, G·H] with b_hh; or null where the state is zeros:
+    const T* b_hh;                 // [G·H] or null
+    const T *h_before, *c_before;  // [B, pixels, H] or null (zeros)
+    Peepholes<T> peepholes;
+    T* maps;  // [B, pixels, G·H]: the convolution of x with b_ih; out = the gates, where `keeps`
+    bool keeps;
+    T *h, *c;      // out = [B, pixels, H], or null where they are known; c may be c_before
+    T* candidate;  // out = [B, pixels, H]: its recurrent part, or null
+};
+
+// Blocks of a grid for rows and units: an image for each of its rows.
+inline Grid grid_for_images(const ImageRows& rows, std::int64_t images) {
+    Grid grid = grid_for(rows.image());
+    grid.y = rows_for(images);
+    return grid;
+}
+
+template <class T, template <class> class CellOf>
+__global__ void __launch_bounds__(256, 2) apply_cell(const ConvStep<T> p) {
+    using Cell = CellOf<ScalarMath<T>>;
+    constexpr CellShape cell = Cell::shape;
+    constexpr int gates = cell.gates;
+    const int hidden = p.rows.hidden, values = p.rows.image();
+    for (int n = static_cast<int>(blockIdx.y); n < p.rows.batch; n += static_cast<int>(gridDim.y)) {
+        const bool reset = p.is_init && p.is_init[n] != 0;
+        for (int i = static_cast<int>(global_index()); i < values; i += static_cast<int>(global_count())) {
+            const int pixel = i / hidden, unit = i - pixel * hidden;
+            const std::int64_t at = std::int64_t{n} * values + i;
+            const std::int64_t gate = (std::int64_t{n} * p.rows.pixels + pixel) * (gates * hidden) + unit;
+            T in[gates], rec[gates], saved[cell.saved + 1], h = 0, c = 0;
+#pragma unroll
+            for (int g = 0; g < gates; ++g) {
+                in[g] = p.maps[gate + g * hidden];
+                rec[g] = p.products && !reset ? p.products[gate + g * hidden]
+                         : p.b_hh             ? p.b_hh[g * hidden + unit]
+                                              : T(0);
+            }
+            const T h_before = cell.candidate_apart && p.h_before && !reset ? p.h_before[at] : T(0);
+            const T c_before = cell.has_c && p.c_before && !reset ? p.c_before[at] : T(0);
+            if (cell.has_c && p.peepholes.weights) {
+                if constexpr (cell.has_c) {
+                    T weights[3];
+                    p.peepholes.load(p.rows, i, unit, weights);
+                    Cell::forward(in, rec, h_before, c_before, saved, h, c, weights);
+                }
+            } else {
+                Cell::forward(in, rec, h_before, c_before, saved, h, c);
+            }
+            if (p.h) p.h[at] = h;
+            if (cell.has_c && p.c) p.c[at] = c;
+            if (!p.keeps) continue;
+#pragma unroll
+            for (int g = 0; g < gates; ++g)
+                if (cell.saved > 0) p.maps[gate + g * hidden] = saved[g];
+            if (cell.candidate_apart) p.candidate[at] = saved[gates];
+        }
+    }
+}
+
+template <class T>
+using ApplyCell = void (*)(ConvStep<T>);
+
+template <class T>
+ApplyCell<T> find_apply(Cell cell) {
+    switch (cell) {
+        case Cell::rnn_tanh: return &apply_cell<T, RnnTanh>;
+        case Cell::rnn_relu: return &apply_cell<T, RnnRelu>;
+        case Cell::gru: return &apply_cell<T, Gru>;
+        default: return &apply_cell<T, Lstm>;
+    }
+}
+
+// Makes gates: of runs of steps by x, and then of one step after the other.
+template <class T>
+class ConvGates {
+   public:
+    ConvGates(const ConvRecurrentLayer<T>& layer, const Call& call)
+        : layer_(layer),
+          shape_(layer.shape),
+          rows_(rows_of(shape_)),
+          gates_(shape_of(shape_.cell).gates),
+          call_(call),
+          apply_(find_apply<T>(shape_.cell)),
+          run_(choose_run()),
+          h0_(shape_, shape_.batch, shape_.hidden, layer.h0, call.stream),
+          c0_(shape_, shape_.batch, shape_.hidden, layer.c0, call.stream),
+          peephole_(shape_, layer.peephole_maps ? 3 : 0, shape_.hidden, layer.peephole, call.stream),
+          products_(step() * gates_, call.stream) {}
+
+    std::int64_t run() const { return run_; }                                         // steps
+    std::int64_t step() const { return shape_.batch * std::int64_t{rows_.image()}; }  // values of a state
+    const ImageRows& rows() const { return rows_; }
+    const T* h0() const { return h0_; }
+    const T* c0() const { return c0_; }
+    Peepholes<T> peepholes() const { return {peephole_, layer_.peephole_maps}; }
+
+    // The convolution of x with b_ih of the steps first … first+count-1 to maps [count, B, pixels, G·H].
+    void convolve_inputs(std::int64_t first, std::int64_t count, T* maps) const {
+        const std::int64_t images = count * shape_.batch;
+        const ChannelsLast<T> x(shape_, images, shape_.inputs,
+                                layer_.x + first * shape_.batch * rows_.pixels * shape_.inputs, call_.stream);
+        convolve(convolution_of(shape_, gates_, images, false), x, layer_.w_ih, layer_.b_ih, maps);
+    }
+
+    // Step t, into which the state `h` and `c` [B, pixels, H] goes, null for zeros; `to` says where results go.
+    void apply(std::int64_t t, const T* h, const T* c, ConvStep<T> to) const {
+        to.rows = rows_;
+        if (h) convolve(convolution_of(shape_, gates_, shape_.batch, true), h, layer_.w_hh, layer_.b_hh, products_);
+        to.is_init = layer_.is_init ? layer_.is_init + t * shape_.batch : nullptr;
+        to.products = h ? static_cast<const T*>(products_) : nullptr;
+        to.b_hh = layer_.b_hh;
+        to.h_before = h;
+        to.c_before = c;
+        to.peepholes = peepholes();
+        launch(apply_, grid_for_images(rows_, shape_.batch), call_.stream, to);
+    }
+
+   private:
+    // As many steps as keep a device busy, and what they leave in its cache: a long sequence need not be in memory at once.
+    std::int64_t choose_run() const {
+        constexpr std::int64_t each = 1 << 16;  // values of a multiprocessor
+        const std::int64_t run = each * current_device().multiprocessors / (step() * gates_);
+        return run < 1 ? 1 : run < shape_.steps ? run : shape_.steps;
+    }
+
+    void convolve(const ConvolutionShape& shape, const T* from, const T* w, const T* b, T* to) const {
+        convolution_forward(ConvolutionForward<T>{shape, Activation::none, from, w, nullptr, b, to}, call_);
+    }
+
+    const ConvRecurrentLayer<T>& layer_;
+    const ConvRecurrentShape& shape_;
+    const ImageRows rows_;
+    const int gates_;
+    const Call& call_;
+    const ApplyCell<T> apply_;
+    const std::int64_t run_;
+    const ChannelsLast<T> h0_, c0_, peephole_;
+    const Scratch<T> products_;
+};
+
+}  // namespace cuda
+}  // namespace tbptt

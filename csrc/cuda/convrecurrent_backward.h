@@ -85,6 +85,10 @@ struct ConvBackStep {
     T *grad_h0, *grad_c0;  // out += [B, pixels, H]
 };
 
+// Found on the host: no function of the shape can be called on a device.
+template <class Cell>
+constexpr int first_recurrent = Cell::shape.recurrent_first();
+
 template <class T, template <class> class CellOf>
 __global__ void __launch_bounds__(256, 2) carry_back(const ConvBackStep<T> p) {
     using Cell = CellOf<ScalarMath<T>>;
@@ -142,7 +146,7 @@ __global__ void __launch_bounds__(256, 2) carry_back(const ConvBackStep<T> p) {
 #pragma unroll
             for (int g = 0; g < gates; ++g) {
                 const std::int64_t to = gate + g * hidden;
-                const T by_state = dgates[cell.recurrent_first() + g];
+                const T by_state = dgates[first_recurrent<Cell> + g];
                 if (p.own) p.own[own + g * hidden] = by_state;
                 p.dgates[to] = p.adds ? p.dgates[to] + by_state : by_state;
                 if (!cell.candidate_apart) continue;

@@ -153,3 +153,10 @@ def test_optimizers_reject_options_out_of_range(op: str, name: str) -> None:
         with pytest.raises(ValueError, match=message(f"{op}: {name}: expected …got")):
             step_of(op, one, [np.ones(3)], [[np.ones(3)], [np.ones(3)]], **{name: wrong})
         np.testing.assert_array_equal(one[0], 1.0)
+
+
+def test_empty_results_of_endless_shapes() -> None:
+    """No element, and still more than an array can have in the other axes."""
+    ids, w = np.zeros((0, 2**31), np.int64), np.zeros((0, 2**32), np.float32)
+    with pytest.raises(MemoryError):
+        tbptt_fast.embedding(ids, w)

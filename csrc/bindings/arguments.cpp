@@ -29,9 +29,7 @@ Extents with_last(Extents leading, int64_t columns) {
 }
 
 int64_t element_count(const Extents& extents) {
-    int64_t count = 1;
-    for (const py::ssize_t extent : extents) count = element_count({count, extent});
-    return count;
+    return element_count(Shape{extents.data(), static_cast<int64_t>(extents.size())});
 }
 
 void check_extents(const Extents& given, const Extents& expected, const Argument& argument) {
@@ -41,7 +39,9 @@ void check_extents(const Extents& given, const Extents& expected, const Argument
 }
 
 py::array reshaped(const py::array& array, const Extents& extents) {
-    return static_cast<std::size_t>(array.ndim()) == extents.size() ? array : py::array(array).reshape(extents);
+    if (static_cast<std::size_t>(array.ndim()) == extents.size()) return array;
+    element_count(extents);  // which has a better word for what NumPy refuses
+    return py::array(array).reshape(extents);
 }
 
 Ids read_ids(py::handle object, const Argument& argument) {

@@ -139,13 +139,21 @@ bool read_bool(py::handle value, const Argument& argument) {
     return value.ptr() == Py_True;
 }
 
-int64_t element_count(std::initializer_list<Extent> shape) {
+int64_t element_count(Shape shape) {
+    // An extent of zero does not excuse the others: NumPy looks at them, too.
     int64_t count = 1;
-    for (const int64_t extent : shape)
-        if (__builtin_mul_overflow(count, extent, &count)) throw std::bad_alloc();
+    bool empty = false;
+    for (int64_t i = 0; i < shape.rank; ++i) {
+        const int64_t extent = shape.extents[i];
+        if (extent == 0)
+            empty = true;
+        else if (__builtin_mul_overflow(count, extent, &count))
+            throw std::bad_alloc();
+    }
     if (count > std::numeric_limits<int64_t>::max() / 64) throw std::bad_alloc();
-    return count;
+    return empty ? 0 : count;
 }
+int64_t element_count(std::initializer_list<Extent> shape) { return element_count(shape_of(shape)); }
 
 Block::Block(std::size_t bytes) : data_(allocate(bytes)) {}
 Block::~Block() { release(data_); }

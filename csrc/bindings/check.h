@@ -102,6 +102,7 @@ bool read_bool(py::handle value, const Argument& argument);
 Input<std::uint8_t> optional_mask(py::handle object, std::initializer_list<Extent> shape, const Argument& argument);
 
 // The number of elements; std::bad_alloc (MemoryError) when it cannot be addressed.
+int64_t element_count(Shape shape);
 int64_t element_count(std::initializer_list<Extent> shape);
 
 // Memory of the caching allocator, owned.

@@ -23,9 +23,9 @@ TESTS = ("threads", "packed_weights", "determinism", "stress_load", "stress_proc
 RACE = """
 import threading, numpy, tbptt_fast
 assert tbptt_fast.build_info()["sanitizers"], "not the build with sanitizers"
-arrays = [numpy.zeros(1 << 20, "f4")], [numpy.ones(1 << 20, "f4")], [numpy.zeros(1 << 20, "f4")]
+arrays = [numpy.zeros(1 << 14, "f4")], [numpy.ones(1 << 14, "f4")], [numpy.zeros(1 << 14, "f4")]
 def work():
-    for _ in range(20):
+    for _ in range(50):
         tbptt_fast.sgd_step(*arrays, lr=0.1, mu=0.9)
 threads = [threading.Thread(target=work) for _ in range(2)]
 [thread.start() for thread in threads]

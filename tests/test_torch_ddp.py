@@ -48,7 +48,11 @@ def _process(rank: int, function: Callable[..., Any], folder: Path, values: Any)
 
 
 class grouped:
-    """The group of both processes, which meet in a file."""
+    """The group of both processes, which meet in a file.
+
+    Models must be gone before it ends: the last owner of a group waits for its threads, and a model
+    does so with the interpreter's lock, which they may need to let go of a tensor.
+    """
 
     def __init__(self, rank: int, folder: Path) -> None:
         self.options = {"init_method": f"file://{folder}/store", "rank": rank, "world_size": 2}
@@ -131,18 +135,22 @@ def own_stream(rank: int) -> Any:
     return windows(batcher, K1, K2)
 
 
-def uneven(rank: int, folder: Path) -> Any:
+def joined(rank: int) -> tuple[int, dict[str, Any]]:
     count = 0
+    model = DistributedDataParallel(Net())
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with model.join():
+        for window in own_stream(rank):
+            optimizer.zero_grad()
+            loss_of(model, window, BATCH).backward()
+            optimizer.step()
+            count += 1
+    return count, tensors(model.state_dict().items())
+
+
+def uneven(rank: int, folder: Path) -> Any:
     with grouped(rank, folder):
-        model = DistributedDataParallel(Net())
-        optimizer = torch.optim.SGD(model.parameters(), 0.1)
-        with model.join():
-            for window in own_stream(rank):
-                optimizer.zero_grad()
-                loss_of(model, window, BATCH).backward()
-                optimizer.step()
-                count += 1
-        return count, tensors(model.state_dict().items())
+        return joined(rank)
 
 
 def test_streams_of_different_lengths_are_joined(tmp_path: Path) -> None:

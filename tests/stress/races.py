@@ -42,6 +42,7 @@ class Sanitized:
         runtime = subprocess.run(find, capture_output=True, text=True, check=True).stdout.strip()
         self._reports = folder / "reports"
         self._reports.mkdir()
+        self.last = ""  # report
         self._environment = os.environ | {
             "LD_PRELOAD": runtime,
             "PYTHONPATH": str(package_with(build, folder)),

@@ -333,7 +333,9 @@ def interrupted(
     except subprocess.TimeoutExpired:
         child.send_signal(signal.SIGINT)
     _, errors = child.communicate(timeout=LIMIT)
-    if child.returncode == 0:
+    # An interpreter that ends gives its signals back: from there on one kills it. The training has
+    # ended then, which is looked at where its weights are compared.
+    if child.returncode == 0 or (child.returncode == -signal.SIGINT and "Traceback" not in errors):
         return False
     if child.returncode != 130 or "Traceback" in errors or not saved.exists():
         failures.add(f"train: exit status {child.returncode}: {errors[-500:]}")

@@ -2,34 +2,15 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
-from typing import Literal, SupportsIndex
+from typing import Literal
 
 from torch import Tensor
 
+from .._options import Cell, plain_cell, read_truncation
 from ..ops import Truncation
 from ._bridge import check_device
-from .recurrent_ops import Cell, run_layer
-
-
-def read_truncation(given: Truncation) -> list[int] | None:
-    """None, or [k1, k2].
-
-    Raises:
-        TypeError, ValueError: it is no such thing, or k2 < k1, which would drop losses.
-    """
-    if given is None:
-        return None
-    pair: Sequence[SupportsIndex] = given if isinstance(given, (tuple, list)) else (given, given)
-    if len(pair) != 2:
-        raise ValueError(f"truncation: expected a pair (k1, k2), got {len(pair)} items")
-    if any(isinstance(k, bool) for k in pair):
-        raise TypeError(f"truncation: expected None, K or (k1, k2), got {given!r}")
-    k1, k2 = (operator.index(k) for k in pair)
-    if not 1 <= k1 <= k2:
-        raise ValueError(f"truncation: expected 1 <= k1 <= k2, got ({k1}, {k2})")
-    return [k1, k2]
+from .recurrent_ops import run_layer
 
 
 def _checked(
@@ -50,13 +31,6 @@ def _checked(
             f"{op}: carry_scale: expected shape {list(x.shape[:2])}, got {list(carry_scale.shape)}"
         )
     return run_layer(cell, x, states, weights, is_init, read_truncation(truncation), carry_scale)
-
-
-def plain_cell(op: str, nonlinearity: str) -> Cell:
-    """The plain cell of a nonlinearity; it is part of the operator's name."""
-    if nonlinearity not in ("tanh", "relu"):
-        raise ValueError(f"{op}: nonlinearity: expected 'tanh' or 'relu', got {nonlinearity!r}")
-    return "rnn_relu" if nonlinearity == "relu" else "rnn_tanh"
 
 
 def rnn(

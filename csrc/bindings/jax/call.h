@@ -5,7 +5,9 @@
 
 #include <xla/ffi/api/ffi.h>
 
+#include <cfenv>
 #include <cstdint>
+#include <initializer_list>
 #include <new>
 #include <stdexcept>
 #include <string>
@@ -48,7 +50,12 @@ class Call {
         const ffi::AnyBuffer given = next_output();
         return given.element_count() == 0 ? nullptr : take<T>(given, count);
     }
-    std::size_t inputs_left() const { return inputs_.size() - inputs_taken_; }
+    // After the last one: what nobody takes, nobody has checked or filled.
+    void no_more() const {
+        if (inputs_taken_ != inputs_.size() || outputs_taken_ != outputs_.size())
+            refuse("expected " + std::to_string(inputs_taken_) + " inputs and " + std::to_string(outputs_taken_) +
+                   " results, got " + std::to_string(inputs_.size()) + " and " + std::to_string(outputs_.size()));
+    }
 
     bool is_double() const {
         const ffi::DataType dtype = input_at(0).element_type();
@@ -68,6 +75,14 @@ class Call {
         const auto found = option<ffi::Span<const int64_t>>(name);
         if (found.size() != Count) refuse("expected " + std::to_string(Count) + " integers as " + std::string(name));
         return found;
+    }
+
+    // The elements of an array: sizes come from outside, and their product may be too large.
+    static int64_t count(std::initializer_list<int64_t> sizes) {
+        int64_t result = 1;
+        for (const int64_t size : sizes)
+            if (__builtin_mul_overflow(result, size, &result)) refuse("expected smaller sizes");
+        return result;
     }
 
     [[noreturn]] static void refuse(const std::string& message) {
@@ -101,9 +116,26 @@ class Call {
     std::size_t inputs_taken_ = 0, outputs_taken_ = 0;
 };
 
+// XLA flushes subnormal numbers to zero on its own threads. The kernels' arithmetic is that of IEEE 754 on every thread, so
+// that results depend neither on their number nor on who calls.
+class DefaultArithmetic {
+   public:
+    DefaultArithmetic() {
+        std::fegetenv(&before_);
+        std::fesetenv(FE_DFL_ENV);
+    }
+    ~DefaultArithmetic() { std::fesetenv(&before_); }
+    DefaultArithmetic(const DefaultArithmetic&) = delete;
+    DefaultArithmetic& operator=(const DefaultArithmetic&) = delete;
+
+   private:
+    std::fenv_t before_;
+};
+
 // run(call, float()) or run(call, double()), and what it throws as XLA's error.
 template <class Op>
 ffi::Error answer(ffi::RemainingArgs inputs, ffi::RemainingRets outputs, ffi::Dictionary options) try {
+    const DefaultArithmetic arithmetic;
     Call call(inputs, outputs, options);
     call.is_double() ? Op::run(call, double()) : Op::run(call, float());
     return ffi::Error::Success();

@@ -43,6 +43,7 @@ class Lists {
             array.*given[i].first = to;
         }
         norm_ = call.output<T>(1);
+        call.no_more();
     }
 
     // step(list) makes the update, unless a gradient is not finite: the norm is NaN then, and nothing changes.

@@ -42,7 +42,7 @@ def test_the_bits_of_the_primitives(cell: str, dtype: str, truncation: Any) -> N
 
 
 @cells
-@pytest.mark.parametrize("shape", RECURRENT_SMALL[3::4], ids=shape_id)
+@pytest.mark.parametrize("shape", RECURRENT_SMALL[5::8], ids=shape_id)
 @pytest.mark.usefixtures("threads")
 def test_every_instruction_set(cell: str, shape: cases.Shape, isa: str) -> None:
     problem = make_problem(cell, shape, "float32")
@@ -50,14 +50,13 @@ def test_every_instruction_set(cell: str, shape: cases.Shape, isa: str) -> None:
 
 
 @cells
-@dtypes
 @pytest.mark.parametrize("mask", ["plain", "both"])
 @pytest.mark.parametrize(
     "missing", [("hx",), ("b_ih",), ("b_hh",), ("hx", "b_ih", "b_hh")], ids=str
 )
-def test_what_may_be_missing(cell: str, dtype: str, mask: str, missing: tuple[str, ...]) -> None:
-    problem = replace(make_problem(cell, SHAPE, dtype), **dict.fromkeys(missing))
-    options = make_masks(mask, SHAPE, dtype)
+def test_what_may_be_missing(cell: str, mask: str, missing: tuple[str, ...]) -> None:
+    problem = replace(make_problem(cell, SHAPE, "float32"), **dict.fromkeys(missing))
+    options = make_masks(mask, SHAPE, "float32")
     assert_same_bits(problem, run(problem, **options), cases.run(tbptt_fast, problem, **options))
 
 
@@ -81,12 +80,13 @@ def test_the_oracle(cell: str, truncation: Any) -> None:
 
 @pytest.mark.parametrize(
     ("cell", "truncation"),
-    [*(("gru", t) for t in TRUNCATIONS), *((c, (3, 7)) for c in CELLS)],
+    [*(("gru", t) for t in TRUNCATIONS), *((c, (3, 4)) for c in CELLS if c != "gru")],
     ids=str,
 )
 def test_the_reference_by_scan(cell: str, truncation: Any) -> None:
-    problem = make_problem(cell, SHAPE)
-    options = make_masks("both", SHAPE) | {"truncation": truncation}
+    shape = (7, 4, 3, 5)
+    problem = make_problem(cell, shape)
+    options = make_masks("both", shape) | {"truncation": truncation}
     scanned = run(problem, backend="scan", **options)
     cases.compare(problem, scanned, cases.run(reference, problem, **options))
 
@@ -104,8 +104,8 @@ def test_the_reference_by_scan_of_nothing(cell: str, shape: cases.Shape) -> None
 
 def test_the_reference_by_scan_has_every_derivative() -> None:
     """Forward mode and second derivatives, with every option; the native one has neither."""
-    problem = make_problem("lstm", (3, 1, 1, 2))
-    options = make_masks("both", (3, 1, 1, 2)) | {"truncation": (1, 2), "backend": "scan"}
+    problem = make_problem("lstm", (2, 1, 1, 2))
+    options = make_masks("both", (2, 1, 1, 2)) | {"truncation": (1, 2), "backend": "scan"}
     arrays = recurrent_arrays(problem)
 
     def loss(x: Any) -> Any:

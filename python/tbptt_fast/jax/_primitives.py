@@ -287,7 +287,12 @@ def _register(primitive: Primitive, run: Callable[..., list[Any]], batch: Any, j
     def compiled(**parameters: Any) -> Any:
         return jax.jit(functools.partial(primitive.bind, **parameters))
 
-    primitive.def_impl(lambda *arrays, **parameters: compiled(**parameters)(*arrays))
+    def evaluate(*arrays: Any, **parameters: Any) -> list[Any]:
+        with jax.disable_jit(False):  # there is no other way to run it
+            found: list[Any] = compiled(**parameters)(*arrays)
+            return found
+
+    primitive.def_impl(evaluate)
     batching.primitive_batchers[primitive] = batch
     ad.primitive_jvps[primitive] = jvp
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from .._truncation import read_truncation
 from ..ops import Truncation
 from ._bridge import missing_device, takes
-from .recurrent_functions import read_truncation
 from .recurrent_ops import Cell, run_layer
 
 _CELLS: dict[str, Cell] = {

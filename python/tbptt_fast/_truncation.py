@@ -1,0 +1,28 @@
+"""What the adapters of frameworks read of a truncation before a kernel sees it."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import SupportsIndex
+
+from ._types import Truncation
+
+
+def read_truncation(given: Truncation) -> list[int] | None:
+    """None, or [k1, k2].
+
+    Raises:
+        TypeError, ValueError: it is no such thing, or k2 < k1, which would drop losses.
+    """
+    if given is None:
+        return None
+    pair: Sequence[SupportsIndex] = given if isinstance(given, (tuple, list)) else (given, given)
+    if len(pair) != 2:
+        raise ValueError(f"truncation: expected a pair (k1, k2), got {len(pair)} items")
+    if any(isinstance(k, bool) for k in pair):
+        raise TypeError(f"truncation: expected None, K or (k1, k2), got {given!r}")
+    k1, k2 = (operator.index(k) for k in pair)
+    if not 1 <= k1 <= k2:
+        raise ValueError(f"truncation: expected 1 <= k1 <= k2, got ({k1}, {k2})")
+    return [k1, k2]

@@ -20,10 +20,9 @@ def test_graphs_with_unknown_shapes(kind: str) -> None:
     layer = getattr(ours, kind)(4, return_sequences=True, return_state=True)
     shapes = []
 
-    @tf.function(
-        input_signature=[tf.TensorSpec((None, None, 3)), tf.TensorSpec((None, None), bool)]
-    )
-    def call(x: Any, mask: Any) -> Any:
+    signature = [tf.TensorSpec((None, None, 3)), tf.TensorSpec((None, None), bool)]
+
+    def run(x: Any, mask: Any) -> Any:
         with tf.GradientTape() as tape:
             tape.watch(x)
             out, *states = layer(x, mask=mask)
@@ -32,6 +31,7 @@ def test_graphs_with_unknown_shapes(kind: str) -> None:
         return [out, *states, tape.gradient(loss, x)]
 
     layer.build((None, None, 3))
+    call = tf.function(run, input_signature=signature)
     for rows, steps in ((2, 5), (3, 7)):
         x, mask = random(rows, steps, 3), np.random.default_rng(1).random((rows, steps)) > 0.3
         found = call(x, mask)
@@ -83,11 +83,12 @@ def test_tapes_are_freed() -> None:
     layer = ours.LSTM(64)
     x = tf.constant(random(32, 64, 8))  # a tape of 3 MB
 
-    @tf.function
-    def step(x: Any) -> Any:
+    def gradient(x: Any) -> Any:
         with tf.GradientTape() as tape:
             loss = tf.reduce_sum(layer(x))
         return tape.gradient(loss, layer.trainable_variables)[0]
+
+    step = tf.function(gradient)
 
     def run(times: int) -> None:
         for _ in range(times):

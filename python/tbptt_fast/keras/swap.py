@@ -87,7 +87,7 @@ def _rebuild(op: str, model: Any, change: Callable[[dict[str, Any]], None]) -> A
             f"for {len(shapes[0])}"
         )
     for old, new in zip(given, found, strict=True):
-        new.assign(old)
+        new.assign(keras.ops.copy(old))  # JAX would share the array, and delete it in a step of one
     return rebuilt
 
 

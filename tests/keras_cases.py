@@ -15,9 +15,10 @@ import pytest
 keras = pytest.importorskip("keras")
 
 import tbptt_fast.keras as ours  # noqa: E402
+from tbptt_fast.keras._backend import adapter  # noqa: E402
 from tbptt_fast.keras._layer import NativeLayer  # noqa: E402
 
-__all__ = ["keras", "ours"]  # for the tests that go with them
+__all__ = ["adapter", "keras", "ours"]  # for the tests that go with them
 
 BACKEND = keras.backend.backend()
 RECURRENT = ("SimpleRNN", "GRU", "LSTM")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from .keras_cases import BACKEND, RECURRENT, arrays, close, keras, ours, random
+from .keras_cases import BACKEND, RECURRENT, adapter, arrays, close, keras, ours, random
 
 layers = keras.layers
 
@@ -238,3 +238,13 @@ def test_compiled_by_xla_only_where_kernels_are_part_of_it() -> None:
     assert (
         ours.GRU(4, reset_after=False).supports_jit is layers.GRU(4, reset_after=False).supports_jit
     )
+
+
+def test_without_kernels_for_the_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A build without the functions for JAX: models are left alone, and say why."""
+    monkeypatch.setattr(adapter, "missing", "there are none here")
+    report = ours.swap_report(ours.accelerate(recurrent_model()))
+    assert not report.swapped
+    assert set(report.left.values()) == {"there are none here"}
+    with pytest.raises(ValueError, match="needs a native kernel: there are none here"):
+        ours.LSTM(4, truncation=2)

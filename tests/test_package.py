@@ -48,7 +48,7 @@ def test_version() -> None:
 
 def test_docstrings_are_not_needed() -> None:
     """-OO strips them, and other texts are made of some."""
-    names = [name for name in API if not name.startswith("tbptt_fast.torch")]
+    names = [name for name in API if not name.startswith(("tbptt_fast.torch", "tbptt_fast.jax"))]
     assert python(f"import {', '.join(names)}", "-OO") == ""
 
 
@@ -111,8 +111,9 @@ def documented(value: Any) -> bool:
 
 def imported(name: str) -> Any:
     """The module; what needs a framework that is not installed skips."""
-    if name.startswith("tbptt_fast.torch"):
-        pytest.importorskip("torch")
+    for framework in ("torch", "jax", "jax.flax"):
+        if f"{name}.".startswith(f"tbptt_fast.{framework}."):
+            pytest.importorskip(framework.rpartition(".")[2])
     return importlib.import_module(name)
 
 
@@ -130,7 +131,7 @@ def test_doctests(name: str) -> None:
 
 def test_import_is_light() -> None:
     """No framework, no plots, no progress bars: NumPy and what it imports, and little else."""
-    heavy = ("jax", "keras", "matplotlib", "tensorflow", "torch", "tqdm")
+    heavy = ("flax", "jax", "keras", "matplotlib", "tensorflow", "torch", "tqdm")
     code = "import sys, tbptt_fast; print([name for name in {} if name in sys.modules])"
     assert python(code.format(heavy)).strip() == "[]"
 

@@ -75,8 +75,9 @@ class ConvolutionCall:
         return dict(zip(("x", "w", "b"), found, strict=True))
 
 
-def _hashable(option: Any) -> Any:
-    return tuple(map(_hashable, option)) if isinstance(option, (tuple, list)) else option
+def hashable(option: Any) -> Any:
+    """Lists as tuples, so that two equal options are one."""
+    return tuple(map(hashable, option)) if isinstance(option, (tuple, list)) else option
 
 
 def _run(op: str, rank: int, x: Any, w: Any, b: Any, options: tuple[Any, ...]) -> Array:
@@ -84,7 +85,7 @@ def _run(op: str, rank: int, x: Any, w: Any, b: Any, options: tuple[Any, ...]) -
     ranks = {"x": rank + 2, "w": rank + 2}
     check_shapes(op, arrays, ranks, lambda shapes: {"b": shapes["w"][:1]})
     _targets.check_available(op)
-    call = ConvolutionCall(op, tuple(arrays), _hashable(options))
+    call = ConvolutionCall(op, tuple(arrays), hashable(options))
     (y,) = run_layer(call, list(arrays.values()))
     return y
 

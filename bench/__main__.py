@@ -28,6 +28,7 @@ BENCHES = {
     "conv": "convolutions against PyTorch's, in both layouts",
     "convlstm": "ConvLSTM against the usual PyTorch cell, with peak memory and windows",
     "torch": "tbptt_fast.torch against torch.nn and torch.optim, at the level of modules",
+    "jax": "tbptt_fast.jax against lax.scan, both inside jit, windows, overhead",
     "cuda": "layers on a GPU against PyTorch's (cuDNN), chunks, resets, overhead",
     "train": "seconds to a validation loss on real text, against PyTorch",
 }
@@ -68,9 +69,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def all_benches() -> list[str]:
     """All that this machine can run."""
-    from tbptt_fast import cuda
+    from tbptt_fast import _native, cuda
 
-    return [name for name in BENCHES if name != "cuda" or cuda.is_available()]
+    def with_jax() -> bool:
+        return importlib.util.find_spec("jax") is not None and hasattr(_native, "jax_targets")
+
+    there = {"cuda": cuda.is_available, "jax": with_jax}
+    return [name for name in BENCHES if there.get(name, bool)()]
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -71,11 +71,16 @@ class LayerPeers:
         if "jax" in self.options.peers:
             from . import peers_jax
 
-            if threads not in self._workers:
-                worker = peers_jax.JaxWorker(threads)
-                self._workers[threads] = self._open.enter_context(worker)
-            sides.append(peers_jax.JaxSide(self._workers[threads], problem))
+            sides.append(peers_jax.JaxSide(self.worker(threads), problem))
         return sides
+
+    def worker(self, threads: int) -> JaxWorker:
+        from . import peers_jax
+
+        if threads not in self._workers:
+            worker = peers_jax.JaxWorker(threads)
+            self._workers[threads] = self._open.enter_context(worker)
+        return self._workers[threads]
 
 
 def progress(text: str) -> None:

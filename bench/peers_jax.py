@@ -1,8 +1,9 @@
-"""The JAX side: `jit` of `lax.scan`, the input product hoisted, and its vector-Jacobian product.
+"""Sides within JAX: `lax.scan` with the input product hoisted, and tbptt_fast.jax.
 
-XLA fixes its number of threads when it starts, so every thread count has a process of its own,
-confined to as many CPUs. It answers one request at a time over a pipe and rests in between, so
-that rounds alternate as they do with a peer in the same process.
+Each is one layer and its vector-Jacobian product inside `jit`. XLA fixes its number of threads when
+it starts, so every thread count has a process of its own, confined to as many CPUs. It answers one
+request at a time over a pipe and rests in between, so that rounds alternate as they do with a peer
+in the same process.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import traceback
+from collections.abc import Callable
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import Any
@@ -18,6 +20,9 @@ import numpy as np
 
 from .problem import WEIGHTS, Problem, Result
 from .timing import LocalSide
+
+TASKS = ("forward", "forward+backward")
+Layer = Callable[..., Any]  # of x, the states and the weights: out and the last states
 
 
 class JaxWorker:
@@ -49,20 +54,20 @@ class JaxWorker:
 
 
 class JaxSide:
-    """One problem in the worker."""
+    """One problem in the worker: "jax" is lax.scan, "ours" tbptt_fast.jax, "add" a jitted x + 1."""
 
-    name = "jax"
-
-    def __init__(self, worker: JaxWorker, problem: Problem) -> None:
+    def __init__(self, worker: JaxWorker, problem: Problem, name: str = "jax") -> None:
+        self.name = name
         self._worker = worker
-        worker.ask("load", replace(problem))  # a copy without the arrays: the worker makes its own
+        # A copy without the arrays: the worker makes its own.
+        worker.ask("load", name, replace(problem))
 
     def result(self) -> Result:
-        found: Result = self._worker.ask("result")
+        found: Result = self._worker.ask("result", self.name)
         return found
 
     def turn(self, task: str, calls: int, warm_up: bool = True) -> list[float]:
-        seconds: list[float] = self._worker.ask("turn", task, calls, warm_up)
+        seconds: list[float] = self._worker.ask("turn", self.name, task, calls, warm_up)
         return seconds
 
 
@@ -75,7 +80,7 @@ def _serve(pipe: Connection, threads: int) -> None:
         os.environ["XLA_FLAGS"] = (
             "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
         )
-    side = LocalSide("jax", dict, {})
+    sides: dict[str, LocalSide] = {}
     while True:
         try:
             request, arguments = pipe.recv()
@@ -83,20 +88,23 @@ def _serve(pipe: Connection, threads: int) -> None:
             return
         try:
             answer: object = None
+            name, *rest = arguments
             if request == "load":
-                side = _load(*arguments)
+                (problem,) = rest
+                sides[name] = _load(name, problem, threads)
             else:
-                answer = getattr(side, request)(*arguments)
+                answer = getattr(sides[name], request)(*rest)
             pipe.send((True, answer))
         except Exception:
             pipe.send((False, traceback.format_exc()))
 
 
-def _load(problem: Problem) -> LocalSide:
+def _scan_layer(problem: Problem) -> Layer:
+    """A loop over the steps; with windows, one over the windows, out of which no gradient goes."""
     import jax
     from jax import numpy as jnp
 
-    hidden = problem.hidden
+    hidden, chunk = problem.hidden, problem.chunk
 
     def rnn(carry: Any, matrix: Any, b_hh: Any, hoisted: Any) -> Any:
         (h,) = carry
@@ -127,8 +135,42 @@ def _load(problem: Problem) -> LocalSide:
             carry = cell(carry, matrix, b_hh, row)
             return carry, carry[0]
 
-        last, out = jax.lax.scan(step, state, hoisted)
-        return out, last
+        def window(carry: Any, rows: Any) -> Any:
+            last, out = jax.lax.scan(step, carry, rows)
+            return jax.lax.stop_gradient(last), out
+
+        if chunk is None:
+            last, out = jax.lax.scan(step, state, hoisted)
+        else:
+            last, out = jax.lax.scan(window, state, hoisted.reshape(-1, chunk, *hoisted.shape[1:]))
+        return out.reshape(problem.steps, *out.shape[-2:]), last
+
+    return layer
+
+
+def _our_layer(problem: Problem, threads: int) -> Layer:
+    import tbptt_fast
+    import tbptt_fast.jax as backend
+
+    tbptt_fast.set_num_threads(threads)
+    function, pair = getattr(backend, problem.cell), problem.cell == "lstm"
+
+    def layer(x: Any, state: Any, *weights: Any) -> Any:
+        hx = state if pair else state[0]
+        out, last = function(x, hx, *weights, truncation=problem.chunk)
+        return out, last if pair else (last,)
+
+    return layer
+
+
+def _load(name: str, problem: Problem, threads: int) -> LocalSide:
+    import jax
+
+    wait: Any = jax.block_until_ready
+    if name == "add":
+        add, one = jax.jit(lambda x: x + 1), jax.device_put(problem.arrays["x"])
+        return LocalSide(name, dict, dict.fromkeys(TASKS, lambda: wait(add(one))))
+    layer = _our_layer(problem, threads) if name == "ours" else _scan_layer(problem)
 
     def layer_and_gradients(operands: Any, grad_out: Any) -> Any:
         out, pullback, last = jax.vjp(layer, *operands, has_aux=True)
@@ -149,9 +191,8 @@ def _load(problem: Problem) -> LocalSide:
         found |= zip((f"d{name}" for name in WEIGHTS), dweights, strict=True)
         return {name: np.asarray(value) for name, value in found.items()}
 
-    wait: Any = jax.block_until_ready
-    tasks = {
-        "forward": lambda: wait(forward(*operands)),
-        "forward+backward": lambda: wait(both(operands, arrays["grad_out"])),
-    }
-    return LocalSide("jax", compute, tasks)
+    calls = (
+        lambda: wait(forward(*operands)),
+        lambda: wait(both(operands, arrays["grad_out"])),
+    )
+    return LocalSide(name, compute, dict(zip(TASKS, calls, strict=True)))

@@ -89,3 +89,12 @@ def save(figure: Any, path: Path) -> None:
             axes.legend(frameon=False)
     figure.savefig(path, dpi=150)
     print(f"picture: {path}")
+
+
+def curves(path: Path, lines: Mapping[str, Sequence[float]], **texts: str) -> None:
+    """Draw a line for each label, with the texts of `axes.set`, and write the picture."""
+    figure, (axes,) = panels(1)
+    for label, values in lines.items():
+        axes.plot(values, lw=0.8, label=label)
+    axes.set(**texts)
+    save(figure, path)

@@ -21,7 +21,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
-from _common import panels, parse, parser, progress, run, save, table
+from _common import curves, parse, parser, progress, run, table
 from _data import documentation
 from _ddp import broadcast, gather, processes, read, write
 from tbptt_fast.cli.parser import whole
@@ -106,11 +106,8 @@ def main(argv: Sequence[str] | None = None) -> list[list[float]]:
     if rank == 0:
         columns = {"process": "d", "windows": "d", "first bits": ".3f", "last bits": ".3f"}
         table(columns, [(r, len(bits), bits[0], bits[-1]) for r, bits in enumerate(results)])
-        figure, (axes,) = panels(1)
-        for r, bits in enumerate(results):
-            axes.plot(bits, lw=0.8, label=f"process {r}")
-        axes.set(title="language model", xlabel="window", ylabel="bits per character")
-        save(figure, options.out)
+        lines = {f"process {r}": bits for r, bits in enumerate(results)}
+        curves(options.out, lines, xlabel="window", ylabel="bits per character")
     return results
 
 

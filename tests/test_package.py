@@ -116,14 +116,13 @@ def documented(value: Any) -> bool:
 
 def imported(name: str) -> Any:
     """The module; what needs a framework that is not installed skips."""
-    if name.startswith("tbptt_fast.torch"):
-        pytest.importorskip("torch")
-    if name.startswith("tbptt_fast.jax"):
-        pytest.importorskip("jax")
-        if not importlib.import_module("tbptt_fast.jax").available():
-            pytest.skip("built without the functions for JAX")
-    if name.startswith("tbptt_fast.keras"):
-        pytest.importorskip("keras")
+    for framework in ("jax", "jax.flax", "keras", "torch"):
+        if f"{name}.".startswith(f"tbptt_fast.{framework}."):
+            pytest.importorskip(framework.rpartition(".")[2])
+    if name.startswith("tbptt_fast.jax") and not importlib.import_module(
+        "tbptt_fast.jax"
+    ).available():
+        pytest.skip("built without the functions for JAX")
     return importlib.import_module(name)
 
 
@@ -141,7 +140,7 @@ def test_doctests(name: str) -> None:
 
 def test_import_is_light() -> None:
     """No framework, no plots, no progress bars: NumPy and what it imports, and little else."""
-    heavy = ("jax", "keras", "matplotlib", "tensorflow", "torch", "tqdm")
+    heavy = ("flax", "jax", "keras", "matplotlib", "tensorflow", "torch", "tqdm")
     code = "import sys, tbptt_fast; print([name for name in {} if name in sys.modules])"
     assert python(code.format(heavy)).strip() == "[]"
 

@@ -20,7 +20,7 @@ except ImportError as error:
 if _jax.__version_info__ < (0, 6, 1):
     raise ImportError(f"tbptt_fast.jax needs JAX 0.6.1 or later, got {_jax.__version__}")
 
-from . import optim
+from . import layers, optim
 from ._targets import available
 from .convolution import conv1d, conv2d
 from .convrecurrent import convgru, convlstm, convrnn
@@ -34,6 +34,7 @@ __all__ = [
     "convlstm",
     "convrnn",
     "gru",
+    "layers",
     "lstm",
     "optim",
     "rnn",

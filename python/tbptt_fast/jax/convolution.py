@@ -77,13 +77,14 @@ class ConvolutionCall:
         return dict(zip(("x", "w", "b"), found, strict=True))
 
 
-def _hashable(option: Any) -> Any:
-    return tuple(map(_hashable, option)) if isinstance(option, (tuple, list)) else option
+def hashable(option: Any) -> Any:
+    """Lists as tuples, so that two equal options are one."""
+    return tuple(map(hashable, option)) if isinstance(option, (tuple, list)) else option
 
 
 def _run(op: str, rank: int, x: Any, w: Any, b: Any, options: tuple[Any, ...]) -> Array:
     arrays = as_arrays(op, {"x": x, "w": w, "b": b}, required=("x", "w"))
-    call = ConvolutionCall(op, tuple(arrays), _hashable(options))
+    call = ConvolutionCall(op, tuple(arrays), hashable(options))
     _targets.check_available(op)
     check_shapes(op, arrays, {"x": rank + 2, "w": rank + 2}, lambda s: _expected(call, s))
     (y,) = run_layer(call, list(arrays.values()))

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
+os.environ.setdefault("KERAS_BACKEND", "torch")  # before anything imports Keras
+
 import tbptt_fast
 
 from .cuda_cases import NO_GPU, CudaDevice, Device, EmulatedDevice

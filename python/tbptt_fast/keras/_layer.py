@@ -52,7 +52,8 @@ class NativeRecurrent(NativeLayer):
         try:
             self.truncation = read_truncation(truncation)
         except TypeError as error:  # Keras raises a ValueError for any option
-            raise ValueError(f"{type(self).__name__}: {error}") from error
+            message = f"{type(self).__name__}: truncation: {error}"
+            raise ValueError(message) from error
         reason = self.missing_kernel()
         if reason is None and hasattr(self, "use_cudnn"):
             self.use_cudnn = False  # else Bidirectional looks for a kernel that goes round them

@@ -1,6 +1,6 @@
 """What the tests of the Keras layers share: pairs of layers, and gradients on every backend.
 
-A process has one backend of Keras, that of KERAS_BACKEND: `tests/conftest.py` says which without it.
+A process has one backend of Keras, that of KERAS_BACKEND, or what `tests/conftest.py` sets.
 """
 
 from __future__ import annotations

@@ -151,5 +151,6 @@ void register_normalization(py::module_& module);
 void register_pooling(py::module_& module);
 void register_runtime(py::module_& module);
 void register_exchange(py::module_& module);
+void register_jax(py::module_& module);  // where TBPTT_FAST_JAX is on
 
 }  // namespace tbptt::python

@@ -1,7 +1,6 @@
 // The recurrent layers on images: convolutional rnn, gru and lstm, forward and backward.
-#include "../dispatch.h"
 #include "convrecurrent_arguments.h"
-#include "tape.h"
+#include "host_recurrent.h"
 
 namespace tbptt::python {
 
@@ -74,14 +73,7 @@ py::tuple convrecurrent_backward(py::handle cell_name, py::handle tape_given, py
         using T = decltype(zero);
         return run_conv_backward<T>(
             HostArrays{}, tape, given,
-            [&](ConvRecurrentBackward<T>& p) {
-                const std::vector<Segment> segments = backward_segments(
-                    tape.shape.steps, tape.shape.batch, given.truncation, p.layer.is_init, p.carry_scale);
-                p.segments = segments.data();
-                p.segment_count = static_cast<int64_t>(segments.size());
-                kernels<T>().convrecurrent_backward(p);
-            },
-            &copy_or_zero<T>);
+            [&](ConvRecurrentBackward<T>& p) { run_convrecurrent_backward(p, given.truncation); }, &copy_or_zero<T>);
     });
 }
 

@@ -171,6 +171,27 @@ struct GivenConvGradients {
 GivenConvGradients read_given_gradients(const ConvTape& tape, Cell cell, py::handle grad_out, py::handle grad_hx,
                                         py::handle truncation, py::handle carry_scale);
 
+template <class T>
+void set_windows(ConvRecurrentBackward<T>& p, Truncation truncation) {
+    const int64_t steps = p.layer.shape.steps;
+    p.window = std::min(truncation.k1, std::max<int64_t>(steps, 1));
+    p.overlapping = truncation.k1 < truncation.k2 && truncation.k1 < steps;
+}
+
+// Without steps or rows: states pass through, and gradients of weights are zero.
+template <class T, class CopyOrZero>
+void pass_conv_through(const ConvRecurrentBackward<T>& p, const CopyOrZero& copy_or_zero) {
+    const ConvExtents extents(p.layer.shape);
+    constexpr const T* zeros = nullptr;
+    copy_or_zero(p.grad_h_n, p.grad_h0, element_count(extents.state()));
+    if (p.grad_c0) copy_or_zero(p.grad_c_n, p.grad_c0, element_count(extents.state()));
+    copy_or_zero(zeros, p.grad_w_ih, element_count(extents.w_ih()));
+    copy_or_zero(zeros, p.grad_w_hh, element_count(extents.w_hh()));
+    if (p.grad_b_ih) copy_or_zero(zeros, p.grad_b_ih, extents.columns());
+    if (p.grad_b_hh) copy_or_zero(zeros, p.grad_b_hh, extents.columns());
+    if (p.grad_peephole) copy_or_zero(zeros, p.grad_peephole, element_count(extents.peephole(p.layer.peephole_maps)));
+}
+
 // Returns the gradients by x, the state, w_ih, w_hh, b_ih, b_hh and the peepholes. See run_conv_forward.
 template <class T, class Arrays, class Run, class CopyOrZero>
 py::tuple run_conv_backward(const Arrays& arrays, const ConvTape& tape, const GivenConvGradients& given, const Run& run,
@@ -199,8 +220,7 @@ py::tuple run_conv_backward(const Arrays& arrays, const ConvTape& tape, const Gi
     p.layer = tape.layer<T>();
     p.out = tape.out.as<T>();
     p.tape = tape.parts<T>();
-    p.window = std::min(given.truncation.k1, std::max<int64_t>(s.steps, 1));
-    p.overlapping = given.truncation.k1 < given.truncation.k2 && given.truncation.k1 < s.steps;
+    set_windows(p, given.truncation);
     p.grad_out = grad_out.data;
     p.grad_h_n = grad_h.data;
     p.grad_c_n = grad_c.data;
@@ -215,19 +235,7 @@ py::tuple run_conv_backward(const Arrays& arrays, const ConvTape& tape, const Gi
     p.grad_peephole = by_peephole.data;
     {
         const Unlocked unlocked;
-        if (s.steps == 0 || s.batch == 0) {
-            // states pass through, and gradients of weights are zero
-            constexpr const T* zeros = nullptr;
-            copy_or_zero(p.grad_h_n, p.grad_h0, element_count(extents.state()));
-            if (pair) copy_or_zero(p.grad_c_n, p.grad_c0, element_count(extents.state()));
-            copy_or_zero(zeros, p.grad_w_ih, element_count(extents.w_ih()));
-            copy_or_zero(zeros, p.grad_w_hh, element_count(extents.w_hh()));
-            if (p.grad_b_ih) copy_or_zero(zeros, p.grad_b_ih, extents.columns());
-            if (p.grad_b_hh) copy_or_zero(zeros, p.grad_b_hh, extents.columns());
-            if (p.grad_peephole) copy_or_zero(zeros, p.grad_peephole, element_count(peephole));
-        } else {
-            run(p);
-        }
+        s.steps == 0 || s.batch == 0 ? pass_conv_through(p, copy_or_zero) : run(p);
     }
     return py::make_tuple(x.array, state_of(s.cell, h0.array, c0.array), w_ih.array, w_hh.array, b_ih.array, b_hh.array,
                           by_peephole.array);

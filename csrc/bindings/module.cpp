@@ -25,6 +25,9 @@ PYBIND11_MODULE(_native_checked, module, pybind11::mod_gil_not_used()) {
     tbptt::python::register_normalization(module);
     tbptt::python::register_pooling(module);
     tbptt::python::register_exchange(module);
+#ifdef TBPTT_FAST_JAX
+    tbptt::python::register_jax(module);
+#endif
 }
 
 extern "C" PYBIND11_EXPORT PyObject* PyInit__native() {

@@ -4,16 +4,12 @@
 #include <optional>
 #include <vector>
 
-#include "../dispatch.h"
 #include "arguments.h"
-#include "tape.h"
+#include "host_recurrent.h"
 
 namespace tbptt::python {
 
 namespace {
-
-// What a tape holds for each step, row and unit beside h.
-int64_t saved_values(Cell cell) { return cell == Cell::lstm ? 5 : cell == Cell::gru ? 4 : 0; }
 
 int64_t values_of(const RecurrentShape& shape) { return element_count({shape.steps, shape.batch, shape.hidden}); }
 int64_t tape_size(const RecurrentShape& shape) { return values_of(shape) * (1 + saved_values(shape.cell)); }
@@ -52,17 +48,7 @@ py::tuple forward(const RecurrentShape& shape, const GivenLayer<py::array>& give
     }
     {
         const Unlocked unlocked;
-        const int64_t last = batch * hidden;
-        if (steps == 0 || batch == 0) {
-            copy_or_zero(p.layer.h0, h_n.data, last);
-            if (p.c_n) copy_or_zero(p.layer.c0, p.c_n, last);
-        } else {
-            const std::vector<Segment> segments = forward_segments(steps, batch, p.layer.is_init);
-            p.segments = segments.data();
-            p.segment_count = static_cast<int64_t>(segments.size());
-            kernels<T>().recurrent_forward(p);
-            copy_or_zero(p.out + (steps - 1) * last, h_n.data, last);
-        }
+        run_recurrent_forward(p, h_n.data);
     }
     return py::make_tuple(out.array, state_of(shape.cell, h_n.array, c_n.array), tape_object);
 }
@@ -107,15 +93,7 @@ py::tuple backward(const Tape& tape, py::handle grad_out, const State& grad_stat
     grads.set(p, in, truncation);
     {
         const Unlocked unlocked;
-        if (shape.steps == 0 || shape.batch == 0) {
-            pass_through(p, &copy_or_zero<T>);
-        } else {
-            const std::vector<Segment> segments =
-                backward_segments(shape.steps, shape.batch, truncation, p.layer.is_init, p.carry_scale);
-            p.segments = segments.data();
-            p.segment_count = static_cast<int64_t>(segments.size());
-            kernels<T>().recurrent_backward(p);
-        }
+        run_recurrent_backward(p, truncation);
     }
     return grads.result(shape.cell);
 }

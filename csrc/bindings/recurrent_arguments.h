@@ -92,6 +92,11 @@ GradientInputs<T> read_gradients(const Arrays& arrays, const RecurrentShape& sha
 }
 
 template <class T>
+void set_windows(RecurrentBackward<T>& p, Truncation truncation) {
+    p.overlapping = truncation.k1 < truncation.k2 && truncation.k1 < p.layer.shape.steps;
+}
+
+template <class T>
 struct LayerGradients {
     Made<T> x, h0, c0, w_ih, w_hh, b_ih, b_hh;
 
@@ -109,7 +114,7 @@ struct LayerGradients {
     }
 
     void set(RecurrentBackward<T>& p, const GradientInputs<T>& in, Truncation truncation) const {
-        p.overlapping = truncation.k1 < truncation.k2 && truncation.k1 < p.layer.shape.steps;
+        set_windows(p, truncation);
         p.grad_out = in.grad_out.data;
         p.grad_h_n = in.grad_h.data;
         p.grad_c_n = in.grad_c.data;

@@ -17,6 +17,9 @@ struct Tape {
     std::size_t nbytes;
 };
 
+// What a tape holds for each step, row and unit beside h.
+inline int64_t saved_values(Cell cell) { return cell == Cell::lstm ? 5 : cell == Cell::gru ? 4 : 0; }
+
 template <class T>
 void copy_or_zero(const T* from, T* to, int64_t count) {
     for (int64_t i = 0; i < count; ++i) to[i] = from ? from[i] : T(0);

@@ -346,3 +346,29 @@ def layer_norm_backward(
 ) -> tuple[Any, Any, Any]: ...
 def dropout(x: Any, p: float, key: SupportsIndex) -> NDArray[Any]: ...
 def dropout_backward(grad_out: Any, p: float, key: SupportsIndex) -> NDArray[Any]: ...
+
+# where it was built with its functions for JAX
+def jax_targets() -> dict[str, Any]: ...
+def jax_convolution(
+    op: str,
+    rank: int,
+    x: tuple[int, ...],
+    w: tuple[int, ...],
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: SupportsIndex,
+    layout: str,
+    activation: str | None,
+) -> tuple[tuple[int, ...], tuple[int, ...], int]: ...
+def jax_convrecurrent(
+    op: str,
+    cell: str,
+    x: tuple[int, ...],
+    w_ih: tuple[int, ...],
+    w_hh: tuple[int, ...],
+    dilation: Any,
+    layout: str,
+    algo: str,
+    recompute: bool,
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], int]: ...

@@ -7,7 +7,7 @@ from typing import Any
 
 from keras import ops
 
-from .._truncation import read_truncation
+from .._options import read_truncation
 from ..ops import Truncation
 from ._backend import STATE_IS_OUTPUT, adapter
 from ._masks import PackedSteps, Tensor

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from .. import nn as native
+from .._options import Cell
 from .._types import Layout
 from ..ops import Truncation
 from .convrecurrent_ops import Size, run_layer
-from .recurrent_ops import Cell
 
 
 class _ConvRecurrent(nn.Module):

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from .. import _native
-from .._truncation import read_truncation
+from .._options import Cell, plain_cell, read_truncation
 from .._types import Layout
 from ..cuda import _module
 from ..cuda._places import place_of
@@ -28,8 +28,7 @@ from ._bridge import (
     to_arrays,
     to_tensor,
 )
-from .recurrent_functions import plain_cell
-from .recurrent_ops import CELLS, Cell, Layer, pair_states
+from .recurrent_ops import CELLS, Layer, pair_states
 
 Size = int | tuple[int, int]
 # per value of the output: with the gates, and where they are made again

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from .._truncation import read_truncation
+from .._options import Cell, read_truncation
 from ..ops import Truncation
 from ._bridge import missing_device, takes
-from .recurrent_ops import Cell, run_layer
+from .recurrent_ops import run_layer
 
 _CELLS: dict[str, Cell] = {
     "RNN_TANH": "rnn_tanh",

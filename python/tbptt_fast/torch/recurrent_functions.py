@@ -7,10 +7,10 @@ from typing import Literal
 
 from torch import Tensor
 
-from .._truncation import read_truncation
+from .._options import Cell, plain_cell, read_truncation
 from ..ops import Truncation
 from ._bridge import check_device
-from .recurrent_ops import Cell, run_layer
+from .recurrent_ops import run_layer
 
 
 def _checked(
@@ -31,13 +31,6 @@ def _checked(
             f"{op}: carry_scale: expected shape {list(x.shape[:2])}, got {list(carry_scale.shape)}"
         )
     return run_layer(cell, x, states, weights, is_init, read_truncation(truncation), carry_scale)
-
-
-def plain_cell(op: str, nonlinearity: str) -> Cell:
-    """The plain cell of a nonlinearity; it is part of the operator's name."""
-    if nonlinearity not in ("tanh", "relu"):
-        raise ValueError(f"{op}: nonlinearity: expected 'tanh' or 'relu', got {nonlinearity!r}")
-    return "rnn_relu" if nonlinearity == "relu" else "rnn_tanh"
 
 
 def rnn(

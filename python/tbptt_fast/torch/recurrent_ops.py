@@ -14,12 +14,13 @@ GPUs from compute capability 8.0 on, where autocast to it uses them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import _native
+from .._options import Cell
 from ..cuda import _module
 from ..cuda._places import place_of
 from ._bridge import (
@@ -33,7 +34,6 @@ from ._bridge import (
     to_tensor,
 )
 
-Cell: TypeAlias = Literal["rnn_tanh", "rnn_relu", "gru", "lstm"]
 CELLS: tuple[Cell, ...] = ("rnn_tanh", "rnn_relu", "gru", "lstm")
 TAPE_VALUES = {"rnn_tanh": 1, "rnn_relu": 1, "gru": 5, "lstm": 6}  # per step, row and unit
 CUDA_TAPE_VALUES = {"rnn_tanh": 0, "rnn_relu": 0, "gru": 4, "lstm": 5}  # beside the output

@@ -1,12 +1,14 @@
-"""What the adapters of frameworks read of a truncation before a kernel sees it."""
+"""Options that frameworks' functions read before a native call gets them."""
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from typing import SupportsIndex
+from typing import Literal, SupportsIndex, TypeAlias
 
 from ._types import Truncation
+
+Cell: TypeAlias = Literal["rnn_tanh", "rnn_relu", "gru", "lstm"]
 
 
 def read_truncation(given: Truncation) -> list[int] | None:
@@ -26,3 +28,10 @@ def read_truncation(given: Truncation) -> list[int] | None:
     if not 1 <= k1 <= k2:
         raise ValueError(f"truncation: expected 1 <= k1 <= k2, got ({k1}, {k2})")
     return [k1, k2]
+
+
+def plain_cell(op: str, nonlinearity: str) -> Cell:
+    """The plain cell of a nonlinearity; it is part of the operator's name."""
+    if nonlinearity not in ("tanh", "relu"):
+        raise ValueError(f"{op}: nonlinearity: expected 'tanh' or 'relu', got {nonlinearity!r}")
+    return "rnn_relu" if nonlinearity == "relu" else "rnn_tanh"

@@ -19,8 +19,8 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:__array__ implementation doesn't:DeprecationWarning"
 )
 ClippedSGD, Adam = optimizers.ClippedSGD, optimizers.Adam
-SHAPES = ((), (1,), (3, 4), (90, 91))
-STEPS = 5
+SHAPES = ((), (3, 4), (90, 91))
+STEPS = 4
 
 # Powers of two: Keras rounds hyperparameters to float32 on their way, also for float64.
 KINDS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
@@ -105,9 +105,9 @@ def test_variables_without_a_gradient_stay(kind: str) -> None:
     for cls in (ours, theirs):
         optimizer = cls(0.25, **own, global_clipnorm=0.5)
         with pytest.warns(UserWarning, match="Gradients do not exist for variables"):
-            both.append(trajectory(optimizer, "float32", frozen=2))
+            both.append(trajectory(optimizer, "float32", frozen=1))
     assert_equal(both[0], both[1], "float32")
-    np.testing.assert_array_equal(both[0][0][2], both[0][-1][2])
+    np.testing.assert_array_equal(both[0][0][1], both[0][-1][1])
 
 
 @kinds
@@ -129,7 +129,14 @@ def test_loss_scaling_skips_and_unscales(cls: Any) -> None:
         optimizer.build([variable])
         found = []
         for gradient in ([4.0, 8.0, 0.0], [np.inf, 0.0, 0.0], [-1.0, 2.0, 3.0]):
-            optimizer.apply([keras.ops.convert_to_tensor(np.float32(gradient))], [variable])
+            grads = [keras.ops.convert_to_tensor(np.float32(gradient))]
+            if BACKEND == "jax":  # whose conditions have no side effects
+                own = [v.value for v in optimizer.variables]
+                news = optimizer.stateless_apply(own, grads, [variable.value])
+                for v, new in zip([variable, *optimizer.variables], sum(news, []), strict=True):
+                    v.assign(new)
+            else:
+                optimizer.apply(grads, [variable])
             found.append(values([variable, *inner.variables, optimizer.dynamic_scale]))
         return found
 
@@ -161,8 +168,9 @@ def fit(made: Any, **options: Any) -> Any:
     return made.fit(*data(), **options)
 
 
-@kinds
-@pytest.mark.parametrize("eagerly", [False, True], ids=["compiled", "eager"])
+@pytest.mark.parametrize(
+    ("kind", "eagerly"), [*((kind, False) for kind in KINDS), ("momentum", True), ("adam", True)]
+)
 def test_fit_gives_the_curve_of_keras(kind: str, eagerly: bool) -> None:
     ours, theirs, own = KINDS[kind]
     curves = []
@@ -222,7 +230,7 @@ def test_the_state_of_keras_is_ours(kind: str) -> None:
     copy.set_weights(made.get_weights())
     copy.optimizer.build(copy.trainable_variables)
     for a, b in zip(copy.optimizer.variables, made.optimizer.variables, strict=True):
-        a.assign(b)
+        a.assign(values([b])[0])
     curves = [fit(m).history["loss"] for m in (made, copy)]
     np.testing.assert_allclose(curves[0], curves[1], rtol=1e-5)
 
@@ -257,8 +265,7 @@ def test_only_clipped_sgd_clips_by_itself() -> None:
         (lambda: ClippedSGD(weight_decay=-1.0), "sgd_step: weight_decay: expected"),
         (lambda: ClippedSGD(momentum=2.0), "`momentum` must be a float between"),
         (lambda: ClippedSGD(clipvalue=1.0), "Only one of `clipnorm`, `clipvalue` and `global_"),
-        (lambda: ClippedSGD(non_finite="no"), "ClippedSGD: non_finite: expected 'raise' or 'skip'"),
-        (lambda: Adam(non_finite=None), "Adam: non_finite: expected 'raise' or 'skip', got None"),
+        (lambda: ClippedSGD(non_finite="no"), "ClippedSGD: non_finite: expected .* got 'no'"),
         (lambda: Adam(momentum=0.5), "Argument.* not recognized: {'momentum': 0.5}"),
     ],
 )
@@ -279,13 +286,17 @@ def test_dtypes_without_kernels(cls: Any, dtypes: list[str]) -> None:
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_gradients_that_are_not_finite(cls: Any, bad: float) -> None:
     good, wrong = np.ones(3, np.float32), np.array([1, bad, 1], np.float32)
-    for choice in ("raise", "skip"):
+    for choice in (None, "raise", "skip"):
+        if BACKEND == "jax" and choice == "raise":
+            with pytest.raises(ValueError, match="non_finite: expected 'skip' on JAX, got 'raise'"):
+                cls(non_finite=choice)
+            continue
         variables = [keras.Variable(good, name="a"), keras.Variable(good, name="b")]
         optimizer = cls(non_finite=choice)
         optimizer.build(variables)
         grads = [keras.ops.convert_to_tensor(g) for g in (good, wrong)]
         before = values([*variables, *optimizer.variables[2:]])
-        if choice == "raise":
+        if choice != "skip" and BACKEND != "jax":
             with pytest.raises(Exception, match=f"{cls.__name__}: gradient of b: non-finite"):
                 optimizer.apply(grads, variables)
         else:

@@ -8,8 +8,9 @@ moving averages and loss scaling are Keras's own. Where Keras runs one operation
 each variable, a single call clips and updates them all, in place on the torch backend.
 
 `non_finite` says what follows a gradient that is not finite: "raise" (FloatingPointError, on
-TensorFlow inside the error of a failing operation), or "skip", which leaves variables and states as
-they are; the iteration is counted all the same.
+TensorFlow inside the error of a failing operation), or "skip", which leaves variables and states
+as they are; the iteration is counted all the same. None is "raise", but "skip" on JAX, where a
+compiled step cannot raise.
 
 Variables are on the CPU, all float32 or all float64. On TensorFlow a step is a `tf.numpy_function`:
 it runs eagerly and in a `tf.function`, but not under XLA (`jit_compile=True`, which Keras's "auto"
@@ -38,7 +39,7 @@ _ALIGNMENT = 64  # of arrays that TensorFlow takes as they are
 class _Fused:
     """What the optimizers share: Keras's hooks around one native step."""
 
-    non_finite: NonFinite
+    non_finite: NonFinite | None
 
     # What differs between the optimizers.
 
@@ -58,10 +59,12 @@ class _Fused:
 
     # Keras's hooks.
 
-    def _set_up(self: Any, non_finite: NonFinite) -> None:
-        if non_finite not in ("raise", "skip"):
+    def _set_up(self: Any, non_finite: NonFinite | None) -> None:
+        on_jax = keras.backend.backend() == "jax"
+        if non_finite not in ((None, "skip") if on_jax else (None, "raise", "skip")):
+            expected = "'skip' on JAX" if on_jax else "'raise' or 'skip'"
             raise ValueError(
-                f"{type(self).__name__}: non_finite: expected 'raise' or 'skip', got {non_finite!r}"
+                f"{type(self).__name__}: non_finite: expected {expected}, got {non_finite!r}"
             )
         self.non_finite = non_finite
         # The native op knows the ranges: a step over no arrays.
@@ -180,7 +183,7 @@ class ClippedSGD(_Fused, keras.optimizers.SGD):
         nesterov: bool = False,
         *,
         global_clipnorm: float | None = 1.0,
-        non_finite: NonFinite = "raise",
+        non_finite: NonFinite | None = None,
         **options: Any,
     ) -> None:
         super().__init__(
@@ -227,13 +230,12 @@ class ClippedSGD(_Fused, keras.optimizers.SGD):
         )
 
     def _jax_step(self, *lists: Sequence[Any], lr: Any, count: Any) -> list[Sequence[Any]]:
-        from ..jax import optim  # type: ignore[import-not-found]
+        from ..jax import optim
 
-        params, grads, velocities = (*lists, None)[:3]
-        params, velocities = optim.sgd_step(
-            params,
-            grads,
-            velocities,
+        found = optim.sgd_step(
+            lists[0],
+            lists[1],
+            lists[2] if self.momentum else None,
             lr,
             mu=self.momentum,
             nesterov=self.nesterov and self.momentum > 0,
@@ -241,8 +243,9 @@ class ClippedSGD(_Fused, keras.optimizers.SGD):
             weight_decay=self._native_decay(),
             max_norm=self.global_clipnorm or None,
             clip_value=self.clipvalue or None,
+            norm_eps=0.0,
         )
-        return [params] if velocities is None else [params, velocities]
+        return [found.params, found.momentum or []]
 
 
 @_register
@@ -275,7 +278,7 @@ class Adam(_Fused, keras.optimizers.Adam):
         epsilon: float = 1e-7,
         amsgrad: bool = False,
         *,
-        non_finite: NonFinite = "raise",
+        non_finite: NonFinite | None = None,
         **options: Any,
     ) -> None:
         super().__init__(learning_rate, beta_1, beta_2, epsilon, amsgrad, **options)
@@ -327,15 +330,15 @@ class Adam(_Fused, keras.optimizers.Adam):
         )
 
     def _jax_step(self, *lists: Sequence[Any], lr: Any, count: Any) -> list[Sequence[Any]]:
-        from ..jax import optim  # type: ignore[import-not-found]
+        from ..jax import optim
 
-        params, grads, momentums, velocities, velocity_hats = (*lists, None)[:5]
-        params, *found = optim.adam_step(
+        params, grads, momentums, velocities, *hats = lists
+        found = optim.adam_step(
             params,
             grads,
             momentums,
             velocities,
-            velocity_hats,
+            hats[0] if hats else None,
             count,
             lr,
             beta1=self.beta_1,
@@ -345,8 +348,9 @@ class Adam(_Fused, keras.optimizers.Adam):
             decoupled=True,
             max_norm=self.global_clipnorm or None,
             clip_value=self.clipvalue or None,
+            norm_eps=0.0,
         )
-        return [params, *(slot for slot in found if slot is not None)]
+        return [found.params, found.exp_avg, found.exp_avg_sq, found.max_exp_avg_sq or []]
 
 
 # A step of each backend: variables are lists of params and own arrays, `grads` are tensors.
@@ -427,7 +431,7 @@ def _jax_update(optimizer: Any, variables: list[Any], grads: list[Any], rate: An
         lr=keras.ops.cast(rate, dtype),
         count=keras.ops.cast(optimizer.iterations + 1, dtype),
     )
-    for own, new in zip(variables, results, strict=True):
+    for own, new in zip(variables, results, strict=False):
         for variable, value in zip(own, new, strict=True):
             variable.assign(value)
 

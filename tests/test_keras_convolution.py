@@ -90,12 +90,12 @@ def test_convolutions_in_other_precisions_are_those_of_keras() -> None:
 def test_errors_are_those_of_keras(kind: str) -> None:
     layer = getattr(ours, kind)
     for options in ({"strides": 2, "dilation_rate": 2}, {"groups": 3}, {"padding": "full"}):
-        with pytest.raises(ValueError, match="."):
+        with pytest.raises(ValueError, match=r"."):
             layer(4, 3, **options)
     shape = image((8,) if kind == "Conv1D" else (8, 8), "channels_last", 3)
     with pytest.raises(ValueError, match="groups"):
         layer(4, 3, groups=2)(random(*shape))
-    with pytest.raises(ValueError, match="[Cc]omputed output size|output shape"):
+    with pytest.raises(ValueError, match=r"[Cc]omputed output size|output shape"):
         layer(4, 9)(random(*shape))
     built = layer(4, 3)
     built(random(*shape))

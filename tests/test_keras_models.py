@@ -51,7 +51,8 @@ def bidirectional_model() -> Any:
     x = layers.Bidirectional(layers.LSTM(4, return_sequences=True))(inner(words))
     x, *state = layers.GRU(4, return_sequences=True, return_state=True)(x)
     x = layers.GRU(4, return_sequences=True)(x, initial_state=state)
-    x = layers.Bidirectional(layers.GRU(3, go_backwards=True), merge_mode="sum")(x)
+    backward = layers.GRU(3, go_backwards=True)
+    x = layers.Bidirectional(layers.GRU(3), merge_mode="sum", backward_layer=backward)(x)
     return keras.Model(words, layers.Dense(2)(x))
 
 
@@ -74,7 +75,7 @@ models = pytest.mark.parametrize("name", MODELS)
 
 
 def weights(model: Any) -> list[Any]:
-    return arrays([v.value for v in model.variables])
+    return arrays([v.value for v in model.weights])
 
 
 def twins(name: str) -> tuple[Any, Any, Any, Any]:
@@ -173,7 +174,7 @@ def test_report() -> None:
     model = keras.Sequential(
         [
             keras.Input((6, 3)),
-            layers.Bidirectional(layers.LSTM(4, return_sequences=True), name="both"),
+            layers.Bidirectional(layers.LSTM(4, return_sequences=True, name="lstm"), name="both"),
             layers.GRU(4, reset_after=False, return_sequences=True, name="old"),
             Special(4, return_sequences=True, name="special"),
             layers.RNN(layers.LSTMCell(4), name="cells"),

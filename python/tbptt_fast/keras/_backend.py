@@ -13,10 +13,10 @@ from typing import Any, Literal, Protocol, TypeAlias, cast
 
 import keras
 
-from .._types import Layout
+from .._options import Cell
+from .._types import Activation, Layout
 
 Tensor: TypeAlias = Any
-Cell: TypeAlias = Literal["rnn_tanh", "rnn_relu", "gru", "lstm"]
 # (top, bottom) and (left, right), or as many zeros as the kernels' "same" adds, which is Keras's
 Padding: TypeAlias = tuple[tuple[int, int], tuple[int, int]] | Literal["same"]
 
@@ -66,6 +66,7 @@ class Adapter(Protocol):
         padding: Padding,
         dilation: tuple[int, int],
         groups: int,
+        activation: Activation,
         layout: Layout,
     ) -> Tensor:
         """Images [N, O, Y', X'], or channels last with "NHWC"; w is [O, I/groups, ky, kx]."""

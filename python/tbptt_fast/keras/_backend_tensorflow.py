@@ -11,15 +11,14 @@ the gradient that holds it, whether that is computed or not.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import tensorflow as tf
 
 from .. import _native
-from .._types import Array, Layout
-from ._backend import Cell, Padding
-
-Tensor: TypeAlias = Any
+from .._options import Cell
+from .._types import Activation, Array, Layout
+from ._backend import Padding, Tensor
 
 supports_jit = False
 
@@ -198,16 +197,19 @@ def convolution(
     padding: Padding,
     dilation: tuple[int, int],
     groups: int,
+    activation: Activation,
     layout: Layout,
 ) -> Tensor:
-    options = (stride, padding, dilation, groups, None, layout)
+    options = (stride, padding, dilation, groups, activation, layout)
+    kept = () if activation is None else (0,)
     needs = "xw" if b is None else "xwb"
 
     def forward(x: Array, w: Array, b: Array | None, _: None) -> Sequence[Array]:
         return [_native.conv2d(x, w, b, *options, "auto")]
 
-    def backward(grad: Array, x: Array, w: Array, *_: Any) -> Sequence[Array | None]:
-        return _native.conv2d_backward(grad, x, w, None, *options, "auto", needs)
+    def backward(grad: Array, *rest: Any) -> Sequence[Array | None]:
+        y, (x, w, *_) = rest[0] if kept else None, rest[len(kept) :]
+        return _native.conv2d_backward(grad, x, w, y, *options, "auto", needs)
 
     first = 1 if layout == "NHWC" else 2
     windows = zip(x.shape[first : first + 2], w.shape[2:], stride, dilation, strict=True)
@@ -220,5 +222,8 @@ def convolution(
         ]
     shape = [x.shape[0], *sizes]
     shape.insert(3 if layout == "NHWC" else 1, w.shape[0])
-    (y,) = _differentiable("convolution", (x, w, b), forward, [shape], backward, returned=1)
+    tensors = (x, w, b)
+    (y,) = _differentiable(
+        "convolution", tensors, forward, [shape], backward, returned=1, kept=kept
+    )
     return y

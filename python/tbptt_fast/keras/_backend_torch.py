@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
-from .._types import Layout
+from .._options import Cell
+from .._types import Activation, Layout
 from ..torch import convrecurrent_ops, recurrent_ops
 from ..torch._bridge import check_device
 from ..torch.convolution_ops import run_convolution
-from ._backend import Cell, Padding
+from ._backend import Padding
 
 supports_jit = True
+
+_ACTIVATIONS = {"relu": torch.relu, "tanh": torch.tanh, "sigmoid": torch.sigmoid}
 
 
 def recurrent(
@@ -66,6 +70,7 @@ def convolution(
     padding: Padding,
     dilation: tuple[int, int],
     groups: int,
+    activation: Activation,
     layout: Layout,
 ) -> Tensor:
     check_device("convolution", x=x)
@@ -76,4 +81,6 @@ def convolution(
     else:
         sides = [*padding[0], *padding[1]]
     y = run_convolution(planes, w, b, stride, sides, dilation, groups)
+    if activation is not None:
+        y = _ACTIVATIONS[activation](y)
     return y.permute(0, 2, 3, 1) if layout == "NHWC" else y

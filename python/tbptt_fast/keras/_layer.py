@@ -9,8 +9,8 @@ from keras import ops
 
 from .._options import read_truncation
 from ..ops import Truncation
-from ._backend import STATE_IS_OUTPUT, adapter
-from ._masks import PackedSteps, Tensor
+from ._backend import STATE_IS_OUTPUT, Tensor, adapter
+from ._masks import PackedSteps
 
 PACKAGE = "tbptt_fast"  # of the names under which Keras saves the layers
 

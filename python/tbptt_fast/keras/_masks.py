@@ -8,11 +8,10 @@ from where the last one that counts went. That is exact for any mask, and so are
 from __future__ import annotations
 
 from math import prod
-from typing import Any, TypeAlias
 
 from keras import ops
 
-Tensor: TypeAlias = Any
+from ._backend import Tensor
 
 # The sigmoid of it is 1, and of its negative 0: of gates that let c pass as it is.
 SHUT = 1e4

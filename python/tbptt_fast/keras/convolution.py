@@ -7,9 +7,15 @@ from typing import Any
 import keras
 from keras import ops
 
-from .._types import Layout
+from .._types import Activation, Layout
 from ._backend import Padding, Tensor, adapter
 from ._layer import PACKAGE, NativeLayer
+
+_FUSED: dict[Any, Activation] = {
+    keras.activations.relu: "relu",
+    keras.activations.tanh: "tanh",
+    keras.activations.sigmoid: "sigmoid",
+}
 
 
 def layout_of(data_format: str) -> Layout:
@@ -25,6 +31,7 @@ def convolve(
     padding: str,
     dilation: tuple[int, ...],
     data_format: str,
+    activation: Activation = None,
 ) -> Tensor:
     """Images [N, …] of x in Keras's order, for a kernel [ky, kx, I/groups, O].
 
@@ -41,7 +48,8 @@ def convolve(
         strides, dilation = (1, *strides), (1, *dilation)
     channels = x.shape[3 if layout == "NHWC" else 1]
     pair, apart = (strides[0], strides[1]), (dilation[0], dilation[1])
-    y = adapter.convolution(x, w, bias, pair, around, apart, channels // w.shape[1], layout)
+    groups = channels // w.shape[1]
+    y = adapter.convolution(x, w, bias, pair, around, apart, groups, activation, layout)
     return ops.squeeze(y, row) if directions == 1 else y
 
 
@@ -57,8 +65,9 @@ class _Convolution(NativeLayer):
         kernel = ops.convert_to_tensor(layer.kernel)
         bias = None if layer.bias is None else ops.convert_to_tensor(layer.bias)
         options = (layer.strides, layer.padding, layer.dilation_rate, layer.data_format)
-        y = convolve(x, kernel, bias, *options)
-        return y if layer.activation is None else layer.activation(y)
+        fused = _FUSED.get(layer.activation)
+        y = convolve(x, kernel, bias, *options, fused)
+        return y if fused or layer.activation is None else layer.activation(y)
 
 
 @keras.saving.register_keras_serializable(package=PACKAGE)

@@ -9,9 +9,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from ._backend import adapter
+from ._backend import Tensor, adapter
 from ._layer import PACKAGE, NativeRecurrent
-from ._masks import Tensor
 from .convolution import convolve, layout_of
 from .recurrent import missing_activations, shut_gates
 

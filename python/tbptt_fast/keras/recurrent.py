@@ -8,9 +8,10 @@ from typing import Any
 import keras
 from keras import ops
 
-from ._backend import Cell, adapter
+from .._options import Cell
+from ._backend import Tensor, adapter
 from ._layer import PACKAGE, NativeRecurrent
-from ._masks import SHUT, Tensor
+from ._masks import SHUT
 
 _TANH, _SIGMOID, _RELU = keras.activations.tanh, keras.activations.sigmoid, keras.activations.relu
 

@@ -132,9 +132,9 @@ def test_loss_scaling_skips_and_unscales(cls: Any) -> None:
             grads = [keras.ops.convert_to_tensor(np.float32(gradient))]
             if BACKEND == "jax":  # whose conditions have no side effects
                 own = [v.value for v in optimizer.variables]
-                news = optimizer.stateless_apply(own, grads, [variable.value])
-                for v, new in zip([variable, *optimizer.variables], sum(news, []), strict=True):
-                    v.assign(new)
+                (new,), news = optimizer.stateless_apply(own, grads, [variable.value])
+                for v, value in zip([variable, *optimizer.variables], [new, *news], strict=True):
+                    v.assign(value)
             else:
                 optimizer.apply(grads, [variable])
             found.append(values([variable, *inner.variables, optimizer.dynamic_scale]))

@@ -27,6 +27,7 @@ BENCHES = {
     "stream": "memory over a million steps",
     "conv": "convolutions against PyTorch's, in both layouts",
     "convlstm": "ConvLSTM against the usual PyTorch cell, with peak memory and windows",
+    "keras": "a batch of training in Keras, on every backend that is installed",
     "torch": "tbptt_fast.torch against torch.nn and torch.optim, at the level of modules",
     "cuda": "layers on a GPU against PyTorch's (cuDNN), chunks, resets, overhead",
     "train": "seconds to a validation loss on real text, against PyTorch",
@@ -70,7 +71,8 @@ def all_benches() -> list[str]:
     """All that this machine can run."""
     from tbptt_fast import cuda
 
-    return [name for name in BENCHES if name != "cuda" or cuda.is_available()]
+    runs = {"cuda": cuda.is_available(), "keras": importlib.util.find_spec("keras") is not None}
+    return [name for name in BENCHES if runs.get(name, True)]
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -2,7 +2,8 @@
 
 Two convolutions and a dense layer make 128 features of a digit; a recurrent layer reads them
 `steps` times, and its last state is classified. The gradient runs back through the last
-`truncation` steps only. Layers and optimizer are native, training is Keras's, on the backend that KERAS_BACKEND names.
+`truncation` steps only. Layers and optimizer are native, training is Keras's, on the backend that
+KERAS_BACKEND names.
 
     KERAS_BACKEND=tensorflow python examples/keras_cnn_recurrent_head.py
     KERAS_BACKEND=jax python examples/keras_cnn_recurrent_head.py --truncation 1
@@ -58,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> Any:
 
     data = digits(options.idx)
     updates = options.epochs * math.ceil(len(data.x) / options.batch)
-    optimizer = Adam(keras.optimizers.schedules.CosineDecay(2e-3, updates), global_clipnorm=1.0)
+    optimizer = Adam(keras.optimizers.schedules.CosineDecay(1e-3, updates), global_clipnorm=1.0)
     model = network(data.x.shape[1:3], options.steps, options.truncation)
     result = fit(model, optimizer, data, options)
     columns = {"backend": "s", "truncation": "d", "first loss": ".4f", "last loss": ".5f"}

@@ -1,7 +1,7 @@
 """What the examples with Keras share: the same start and the same batches on every backend.
 
-Keras's backends draw other random numbers and shuffle in other orders. Weights and batches are
-drawn by NumPy here, so that the loss curves of the backends are one curve.
+Keras's backends draw other random numbers and shuffle in other orders. Weights and the order of the
+images are drawn by NumPy here, once, so that the loss curves of the backends are one curve.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-from _data import Array, Digits
-from _data import batches as draw
+from _data import Digits
 
 
 class Result(NamedTuple):
@@ -22,26 +21,6 @@ class Result(NamedTuple):
     losses: list[float]
     accuracy: float
     seconds: float
-
-
-class Batches(keras.utils.PyDataset):  # type: ignore[misc]
-    """All rows in random order, in another one for each epoch: batches of `size`, then the rest."""
-
-    def __init__(self, x: Array, y: Array, size: int, seed: int) -> None:
-        super().__init__()
-        self.x, self.y, self.size = x, y, size
-        self.rng = np.random.default_rng(seed)
-        self.order = draw(self.rng, len(x), size)
-
-    def __len__(self) -> int:
-        return len(self.order)
-
-    def __getitem__(self, index: int) -> tuple[Array, Array]:
-        rows = self.order[index]
-        return self.x[rows], self.y[rows]
-
-    def on_epoch_end(self) -> None:
-        self.order = draw(self.rng, len(self.x), self.size)
 
 
 def set_weights(model: Any, seed: int) -> None:
@@ -59,9 +38,10 @@ def fit(model: Any, optimizer: Any, data: Digits, options: Any) -> Result:
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(optimizer, loss, metrics=["accuracy"])
     set_weights(model, options.seed)
-    batches = Batches(data.x, data.y, options.batch, options.seed)
+    order = np.random.default_rng(options.seed).permutation(len(data.x))
+    arrays, sizes = (data.x[order], data.y[order]), (options.batch, options.epochs)
     begin = time.perf_counter()
-    history = model.fit(batches, epochs=options.epochs, shuffle=False).history
+    history = model.fit(*arrays, *sizes, shuffle=False).history
     seconds = time.perf_counter() - begin
     accuracy = model.evaluate(data.test_x, data.test_y, verbose=0)[1]
     return Result(history["loss"], accuracy, seconds)

@@ -52,6 +52,7 @@ def norm(arrays: Any) -> float:
 def test_examples_are_short() -> None:
     found = sorted(FOLDER.glob("*.py"))
     names = {e.__name__ for e in EXAMPLES} | {"ddp_language_model"}  # tests/test_torch_ddp.py
+    names |= {"keras_cnn_recurrent_head", "keras_digits"}  # tests/test_keras_examples.py
     assert {path.stem for path in found if path.stem[0] != "_"} == names
     for path in found:
         assert len(path.read_text(encoding="utf-8").splitlines()) < 120, path.name

@@ -41,6 +41,9 @@ function(tbptt_cuda_module_settings module)
   target_compile_definitions(${module} PRIVATE
     TBPTT_CUDA_MODULE=${module} TBPTT_FAST_VERSION="${tbptt_version}")
   tbptt_self_contained(${module})
+  if(TBPTT_FAST_JAX)
+    tbptt_jax_functions(${module} csrc/bindings/cuda/jax.cpp csrc/bindings/cuda/module.cpp)
+  endif()
 endfunction()
 
 if(TBPTT_FAST_CUDA_EMULATED)

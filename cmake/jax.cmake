@@ -13,16 +13,20 @@ set(jaxlib_with_headers 0.6.1)
 if(NOT TBPTT_FAST_JAX_INCLUDE)
   set(fetched ${CMAKE_BINARY_DIR}/jaxlib)
   if(NOT EXISTS ${fetched}/jaxlib/include/xla/ffi/api/ffi.h)
-    # -I: the environment that pip makes for a build hides pip itself, by a variable that this ignores
-    execute_process(
-      COMMAND ${Python_EXECUTABLE} -I -m pip download --quiet --disable-pip-version-check --no-deps --dest ${fetched}
-        --only-binary :all: --python-version 3.12 --implementation cp --abi cp312 --platform manylinux2014_x86_64
-        jaxlib==${jaxlib_with_headers}
-      RESULT_VARIABLE failed)
+    # -I: the environment that pip makes for a build hides pip itself, by a variable that this ignores. Others have none.
+    find_program(TBPTT_FAST_PIP NAMES pip3 pip DOC "Fetches XLA's headers where the interpreter has no pip")
+    mark_as_advanced(TBPTT_FAST_PIP)
+    set(arguments download --quiet --disable-pip-version-check --no-deps --dest ${fetched} --only-binary :all:
+      --python-version 3.12 --implementation cp --abi cp312 --platform manylinux2014_x86_64
+      jaxlib==${jaxlib_with_headers})
+    execute_process(COMMAND ${Python_EXECUTABLE} -I -m pip ${arguments} RESULT_VARIABLE failed ERROR_VARIABLE reason)
+    if(failed AND TBPTT_FAST_PIP)
+      execute_process(COMMAND ${TBPTT_FAST_PIP} ${arguments} RESULT_VARIABLE failed ERROR_VARIABLE reason)
+    endif()
     file(GLOB wheel ${fetched}/jaxlib-*.whl)
     if(failed OR NOT wheel)
       message(FATAL_ERROR "TBPTT_FAST_JAX needs the headers of XLA's foreign function interface, and pip could not fetch "
-        "jaxlib ${jaxlib_with_headers}: give their folder as TBPTT_FAST_JAX_INCLUDE (that of jax.ffi.include_dir())")
+        "jaxlib ${jaxlib_with_headers}: give their folder as TBPTT_FAST_JAX_INCLUDE (that of jax.ffi.include_dir()).\n${reason}")
     endif()
     execute_process(COMMAND ${CMAKE_COMMAND} -E tar xf ${wheel} jaxlib/include/xla/ffi/api WORKING_DIRECTORY ${fetched})
     file(REMOVE ${wheel})
@@ -39,6 +43,11 @@ if(NOT minor EQUAL 1)
 endif()
 message(STATUS "JAX: XLA's foreign function interface 0.${minor}")
 
-target_sources(_native PRIVATE csrc/bindings/jax/targets.cpp)
-target_include_directories(_native SYSTEM PRIVATE ${headers})
-set_source_files_properties(csrc/bindings/module.cpp PROPERTIES COMPILE_DEFINITIONS TBPTT_FAST_JAX)
+# The functions of a module, and the source that registers them.
+function(tbptt_jax_functions module functions registration)
+  target_sources(${module} PRIVATE ${functions})
+  target_include_directories(${module} SYSTEM PRIVATE ${headers})
+  set_source_files_properties(${functions} PROPERTIES COMPILE_OPTIONS -Os)  # they call kernels, and have none
+  set_source_files_properties(${registration} PROPERTIES COMPILE_DEFINITIONS TBPTT_FAST_JAX)
+endfunction()
+tbptt_jax_functions(_native csrc/bindings/jax/targets.cpp csrc/bindings/module.cpp)

@@ -9,7 +9,6 @@ import pytest
 
 from .keras_cases import (
     BACKEND,
-    DTYPES,
     arrays,
     close,
     keras,
@@ -20,9 +19,10 @@ from .keras_cases import (
 )
 
 # Keras on TensorFlow and a CPU has no convolution with channels first.
-FORMATS = ("channels_last",) if BACKEND == "tensorflow" else ("channels_last", "channels_first")
-formats = pytest.mark.parametrize("data_format", FORMATS)
-dtypes = pytest.mark.parametrize("dtype", DTYPES)
+OTHER = "channels_last" if BACKEND == "tensorflow" else "channels_first"
+formats = pytest.mark.parametrize(
+    ("data_format", "dtype"), [("channels_last", "float32"), (OTHER, "float64")]
+)
 
 CONV1D: list[dict[str, Any]] = [
     {"kernel_size": 3},
@@ -49,7 +49,6 @@ def image(size: tuple[int, ...], data_format: str, channels: int, before: int = 
     return [3] * before + inner
 
 
-@dtypes
 @formats
 @pytest.mark.parametrize(
     ("kind", "options"),
@@ -117,7 +116,12 @@ def some_mask() -> Any:
     return np.array([[1, 0, 1, 1], [0, 0, 0, 0], [0, 1, 1, 0]], bool)
 
 
-@dtypes
+def mask_of(layer: Any, mask: Any) -> Any:
+    """The mask in the form that a layer takes: on JAX Keras's own layer needs it like images."""
+    plain = mask is None or BACKEND != "jax" or type(layer) is ours.ConvLSTM2D
+    return mask if plain else mask[:, :, None, None, None]
+
+
 @formats
 @pytest.mark.parametrize("mask", [None, some_mask()], ids=["no mask", "mask"])
 @pytest.mark.parametrize("options", CONVLSTM, ids=lambda o: "-".join(map(str, o.values())))
@@ -132,7 +136,8 @@ def test_convlstm(options: dict[str, Any], mask: Any, data_format: str, dtype: s
     hx = [random(*state, dtype=dtype, seed=seed) for seed in (1, 2)]
 
     def call(layer: Any) -> Any:
-        return lambda x, *hx: layer(x, initial_state=list(hx), mask=mask)
+        steps = mask_of(layer, mask)
+        return lambda x, *hx: layer(x, initial_state=list(hx), mask=steps)
 
     expected = results_and_gradients(theirs, call(theirs), [x, *hx])
     close(results_and_gradients(mine, call(mine), [x, *hx]), expected)
@@ -144,7 +149,7 @@ def test_stateful_convlstm(mask: Any) -> None:
     theirs, mine = pair("ConvLSTM2D", shape, 3, 3, padding="same", stateful=True)
     for call in range(2):
         x = random(*shape, seed=call)
-        close(arrays(mine(x, mask=mask)), arrays(theirs(x, mask=mask)))
+        close(arrays(mine(x, mask=mask)), arrays(theirs(x, mask=mask_of(theirs, mask))))
         close(arrays(mine.states), arrays(theirs.states))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from .keras_cases import BACKEND, RECURRENT, arrays, close, keras, ours, random
+from .keras_cases import BACKEND, RECURRENT, adapter, arrays, close, keras, ours, random
 
 layers = keras.layers
 
@@ -105,10 +105,9 @@ def test_training_is_that_of_keras(name: str) -> None:
     close([mine.predict(x, verbose=0)], [theirs.predict(x, verbose=0)])
 
 
-@models
-def test_fit(name: str) -> None:
+def test_fit() -> None:
     """Batches of several sizes, callbacks, and evaluation."""
-    theirs, mine, x, y = twins(name)
+    theirs, mine, x, y = twins("recurrent")
     histories = []
     for model in (theirs, mine):
         model.compile("sgd", "mse")
@@ -168,7 +167,7 @@ def test_truncation_within_bidirectional() -> None:
 
 
 def test_report() -> None:
-    class Special(layers.GRU):  # type: ignore[misc]
+    class Special(layers.GRU):  # type: ignore[misc, name-defined]
         pass
 
     model = keras.Sequential(
@@ -239,3 +238,13 @@ def test_compiled_by_xla_only_where_kernels_are_part_of_it() -> None:
     assert (
         ours.GRU(4, reset_after=False).supports_jit is layers.GRU(4, reset_after=False).supports_jit
     )
+
+
+def test_without_kernels_for_the_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A build without the functions for JAX: models are left alone, and say why."""
+    monkeypatch.setattr(adapter, "missing", "there are none here")
+    report = ours.swap_report(ours.accelerate(recurrent_model()))
+    assert not report.swapped
+    assert set(report.left.values()) == {"there are none here"}
+    with pytest.raises(ValueError, match="needs a native kernel: there are none here"):
+        ours.LSTM(4, truncation=2)

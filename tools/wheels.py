@@ -91,6 +91,7 @@ def build(arch: str, python: str, objects: Path, out: Path) -> Path:
             *(tools, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation"),
             *("--wheel-dir", folder, "."),
             *("-C", "cmake.define.TBPTT_FAST_CUDA=OFF"),
+            *("-C", "cmake.define.TBPTT_FAST_JAX=ON"),
             *("-C", f"cmake.define.CMAKE_TOOLCHAIN_FILE={write_toolchain(arch, objects)}"),
             _PYTHON_HOST_PLATFORM=f"linux-{arch}",
             SETUPTOOLS_EXT_SUFFIX=suffix,

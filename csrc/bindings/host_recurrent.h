@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "../dispatch.h"
+#include "convrecurrent_arguments.h"
 #include "tape.h"
 
 namespace tbptt::python {
@@ -37,10 +38,11 @@ void run_recurrent_backward(RecurrentBackward<T>& p, Truncation truncation) {
     kernels<T>().recurrent_backward(p);
 }
 
-// The same on images, with at least one step and one row.
+// The same on images.
 template <class T>
 void run_convrecurrent_backward(ConvRecurrentBackward<T>& p, Truncation truncation) {
     const ConvRecurrentShape& shape = p.layer.shape;
+    if (shape.steps == 0 || shape.batch == 0) return pass_conv_through(p, &copy_or_zero<T>);
     const std::vector<Segment> segments =
         backward_segments(shape.steps, shape.batch, truncation, p.layer.is_init, p.carry_scale);
     p.segments = segments.data();

@@ -208,6 +208,7 @@ void register_cuda_layers(py::module_& module);
 void register_cuda_losses(py::module_& module);
 void register_cuda_optimizers(py::module_& module);
 void register_cuda_pooling(py::module_& module);
+void register_cuda_jax(py::module_& module);  // where TBPTT_FAST_JAX is on
 #ifdef TBPTT_EMULATED
 void register_emulator(py::module_& module);
 #endif

@@ -11,6 +11,9 @@ PYBIND11_MODULE(TBPTT_CUDA_MODULE, module, pybind11::mod_gil_not_used()) {
     tbptt::python::register_cuda_losses(module);
     tbptt::python::register_cuda_optimizers(module);
     tbptt::python::register_cuda_pooling(module);
+#ifdef TBPTT_FAST_JAX
+    tbptt::python::register_cuda_jax(module);
+#endif
 #ifdef TBPTT_EMULATED
     tbptt::python::register_emulator(module);
 #endif

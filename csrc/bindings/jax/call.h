@@ -3,6 +3,7 @@
 // array's end, whoever calls.
 #pragma once
 
+#include <pybind11/pybind11.h>
 #include <xla/ffi/api/ffi.h>
 
 #include <cstdint>
@@ -25,8 +26,12 @@ inline constexpr ffi::DataType dtype_of<double> = ffi::DataType::F64;
 
 class Call {
    public:
-    Call(const ffi::RemainingArgs& inputs, const ffi::RemainingRets& outputs, const ffi::Dictionary& options)
-        : inputs_(inputs), outputs_(outputs), options_(options) {}
+    // `stream`: of a device, on which the call puts its work; null on the host
+    Call(void* stream, const ffi::RemainingArgs& inputs, const ffi::RemainingRets& outputs,
+         const ffi::Dictionary& options)
+        : stream_(stream), inputs_(inputs), outputs_(outputs), options_(options) {}
+
+    void* stream() const { return stream_; }
 
     // The next input, of `count` elements; T is uint8_t for truth values.
     template <class T>
@@ -95,6 +100,7 @@ class Call {
         return static_cast<T*>(given.untyped_data());
     }
 
+    void* stream_;
     const ffi::RemainingArgs& inputs_;
     const ffi::RemainingRets& outputs_;
     const ffi::Dictionary& options_;
@@ -103,8 +109,8 @@ class Call {
 
 // run(call, float()) or run(call, double()), and what it throws as XLA's error.
 template <class Op>
-ffi::Error answer(ffi::RemainingArgs inputs, ffi::RemainingRets outputs, ffi::Dictionary options) try {
-    Call call(inputs, outputs, options);
+ffi::Error answer(void* stream, ffi::RemainingArgs inputs, ffi::RemainingRets outputs, ffi::Dictionary options) try {
+    Call call(stream, inputs, outputs, options);
     call.is_double() ? Op::run(call, double()) : Op::run(call, float());
     return ffi::Error::Success();
 } catch (const std::bad_alloc&) {
@@ -113,10 +119,29 @@ ffi::Error answer(ffi::RemainingArgs inputs, ffi::RemainingRets outputs, ffi::Di
     return ffi::Error::InvalidArgument(error.what());
 }
 
+template <class Op>
+ffi::Error answer_on_host(ffi::RemainingArgs inputs, ffi::RemainingRets outputs, ffi::Dictionary options) {
+    return answer<Op>(nullptr, inputs, outputs, options);
+}
+
 // What XLA calls.
 template <class Op>
 XLA_FFI_Error* handle(XLA_FFI_CallFrame* frame) {
-    static auto* const handler = ffi::Ffi::Bind().RemainingArgs().RemainingRets().Attrs().To(&answer<Op>).release();
+    static auto* const handler =
+        ffi::Ffi::Bind().RemainingArgs().RemainingRets().Attrs().To(&answer_on_host<Op>).release();
+    return handler->Call(frame);
+}
+
+// The same where there is a stream.
+template <class Op>
+XLA_FFI_Error* handle_on_stream(XLA_FFI_CallFrame* frame) {
+    static auto* const handler = ffi::Ffi::Bind()
+                                     .Ctx<ffi::PlatformStream<void*>>()
+                                     .RemainingArgs()
+                                     .RemainingRets()
+                                     .Attrs()
+                                     .To(&answer<Op>)
+                                     .release();
     return handler->Call(frame);
 }
 
@@ -124,5 +149,14 @@ struct Target {
     const char* name;
     XLA_FFI_Error* (*handler)(XLA_FFI_CallFrame*);
 };
+
+// As jax.ffi.register_ffi_target takes them, by their names.
+template <std::size_t Count>
+pybind11::dict as_capsules(const Target (&targets)[Count]) {
+    pybind11::dict result;
+    for (const Target& target : targets)
+        result[target.name] = pybind11::capsule(reinterpret_cast<void*>(target.handler));
+    return result;
+}
 
 }  // namespace tbptt::jax

@@ -1,7 +1,9 @@
 // Convolutions for XLA. A call's options are `shape`, the numbers of a ConvolutionShape, and `activation`.
 #pragma once
 
-#include "../../dispatch.h"
+#include <array>
+
+#include "../../api.h"
 #include "call.h"
 
 namespace tbptt::jax {
@@ -57,6 +59,7 @@ struct ConvolutionSizes {
 };
 
 // (x, w, b) -> y; b may be missing.
+template <class Where>
 struct ConvolutionForwardOp {
     template <class T>
     static void run(Call& call, T) {
@@ -68,11 +71,12 @@ struct ConvolutionForwardOp {
         p.w = call.input<T>(n.w);
         p.b = call.optional_input<T>(n.b);
         p.y = call.output<T>(n.y);
-        kernels<T>().convolution_forward(p);
+        Where::convolution_forward(call, p);
     }
 };
 
 // (grad_y, x, w, y) -> (x, w, b); y is there with an activation alone, and each result may be missing.
+template <class Where>
 struct ConvolutionBackwardOp {
     template <class T>
     static void run(Call& call, T) {
@@ -88,7 +92,7 @@ struct ConvolutionBackwardOp {
         p.grad_x = call.optional_output<T>(n.x);
         p.grad_w = call.optional_output<T>(n.w);
         p.grad_b = call.optional_output<T>(n.b);
-        kernels<T>().convolution_backward(p);
+        Where::convolution_backward(call, p);
     }
 };
 

@@ -91,6 +91,7 @@ ConvRecurrentTape<T> parts_of(T* memory, const ConvRecurrentSizes& n) {
 }
 
 // (x, h, [c,] w_ih, w_hh, b_ih, b_hh, [peephole,] is_init) -> (out, h_n, [c_n,] saved).
+template <class Where>
 struct ConvRecurrentForwardOp {
     template <class T>
     static void run(Call& call, T) {
@@ -105,15 +106,13 @@ struct ConvRecurrentForwardOp {
         T* const h_n = call.output<T>(n.state);
         if (pair) p.c_n = call.output<T>(n.state);
         p.tape = parts_of(call.optional_output<T>(n.maps + n.beside), n);
-        if (shape.steps > 0 && shape.batch > 0) kernels<T>().convrecurrent_forward(p);
-        const T* last = shape.steps > 0 ? p.out + (shape.steps - 1) * n.state : p.layer.h0;
-        python::copy_or_zero(last, h_n, n.state);
-        if (pair && shape.steps == 0) python::copy_or_zero(p.layer.c0, p.c_n, n.state);
+        Where::convrecurrent_forward(call, p, h_n, n.state);
     }
 };
 
 // (grad_out, grad_h, [grad_c,] out, saved, x, h, [c,] w_ih, w_hh, b_ih, b_hh, [peephole,] is_init, carry_scale)
 // -> (x, h, [c,] w_ih, w_hh, b_ih, b_hh[, peephole]).
+template <class Where>
 struct ConvRecurrentBackwardOp {
     template <class T>
     static void run(Call& call, T) {
@@ -140,8 +139,7 @@ struct ConvRecurrentBackwardOp {
         if (pair) p.grad_peephole = call.optional_output<T>(n.peephole);
         const Truncation truncation = read_truncation(call);
         python::set_windows(p, truncation);
-        if (shape.steps == 0 || shape.batch == 0) return python::pass_conv_through(p, &python::copy_or_zero<T>);
-        python::run_convrecurrent_backward(p, truncation);
+        Where::convrecurrent_backward(call, p, truncation);
     }
 };
 

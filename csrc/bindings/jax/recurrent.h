@@ -1,7 +1,8 @@
-// rnn, gru and lstm for XLA. A call's options are `cell`, `shape` (T, B, I, H) and, backward, `truncation` (k1, k2).
+// rnn, gru and lstm for XLA. A call's options are `cell`, `shape` (T, B, I, H) and, backward, `truncation` (k1, k2). `Where`
+// says where arrays lie and runs the kernels there: Host (host.h) or Device (../cuda/jax.cpp).
 #pragma once
 
-#include "../host_recurrent.h"
+#include "../tape.h"
 #include "call.h"
 
 namespace tbptt::jax {
@@ -43,6 +44,7 @@ inline RecurrentShape read_shape(const Call& call) {
 }
 
 // (x, h, [c,] w_ih, w_hh, b_ih, b_hh, is_init) -> (out, h_n, [c_n,] saved): all but x and the weights may be missing.
+template <class Where>
 struct RecurrentForwardOp {
     template <class T>
     static void run(Call& call, T) {
@@ -66,12 +68,13 @@ struct RecurrentForwardOp {
         p.tape.saved = call.optional_output<T>(n.saved);
         if (call.option<bool>("keep")) p.tape.h = p.out;
         if (n.saved > 0 && (p.tape.h != nullptr) != (p.tape.saved != nullptr)) Call::refuse("expected a tape to keep");
-        python::run_recurrent_forward(p, h_n);
+        Where::recurrent_forward(call, p, h_n);
     }
 };
 
 // (grad_out, grad_h, [grad_c,] out, saved, x, h, [c,] w_ih, w_hh, is_init, carry_scale)
 // -> (x, h, [c,] w_ih, w_hh, b_ih, b_hh): gradients and states may be missing, and so may the results by biases.
+template <class Where>
 struct RecurrentBackwardOp {
     template <class T>
     static void run(Call& call, T) {
@@ -101,7 +104,7 @@ struct RecurrentBackwardOp {
         p.grad_b_hh = call.optional_output<T>(n.bias);
         const Truncation truncation = read_truncation(call);
         python::set_windows(p, truncation);
-        python::run_recurrent_backward(p, truncation);
+        Where::recurrent_backward(call, p, truncation);
     }
 };
 

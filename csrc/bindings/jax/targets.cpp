@@ -2,6 +2,7 @@
 #include "../convolution_options.h"
 #include "convolution.h"
 #include "convrecurrent.h"
+#include "host.h"
 #include "optimizers.h"
 #include "recurrent.h"
 
@@ -10,12 +11,12 @@ namespace tbptt::python {
 namespace {
 
 constexpr jax::Target targets[] = {
-    {"tbptt_fast_recurrent_forward", &jax::handle<jax::RecurrentForwardOp>},
-    {"tbptt_fast_recurrent_backward", &jax::handle<jax::RecurrentBackwardOp>},
-    {"tbptt_fast_convrecurrent_forward", &jax::handle<jax::ConvRecurrentForwardOp>},
-    {"tbptt_fast_convrecurrent_backward", &jax::handle<jax::ConvRecurrentBackwardOp>},
-    {"tbptt_fast_convolution_forward", &jax::handle<jax::ConvolutionForwardOp>},
-    {"tbptt_fast_convolution_backward", &jax::handle<jax::ConvolutionBackwardOp>},
+    {"tbptt_fast_recurrent_forward", &jax::handle<jax::RecurrentForwardOp<jax::Host>>},
+    {"tbptt_fast_recurrent_backward", &jax::handle<jax::RecurrentBackwardOp<jax::Host>>},
+    {"tbptt_fast_convrecurrent_forward", &jax::handle<jax::ConvRecurrentForwardOp<jax::Host>>},
+    {"tbptt_fast_convrecurrent_backward", &jax::handle<jax::ConvRecurrentBackwardOp<jax::Host>>},
+    {"tbptt_fast_convolution_forward", &jax::handle<jax::ConvolutionForwardOp<jax::Host>>},
+    {"tbptt_fast_convolution_backward", &jax::handle<jax::ConvolutionBackwardOp<jax::Host>>},
     {"tbptt_fast_sgd_step", &jax::handle<jax::SgdOp>},
     {"tbptt_fast_adam_step", &jax::handle<jax::AdamOp>},
 };
@@ -36,12 +37,7 @@ py::tuple as_tuple(const Numbers& numbers) {
 }  // namespace
 
 void register_jax(py::module_& module) {
-    module.def("jax_targets", [] {
-        py::dict result;
-        for (const jax::Target& target : targets)
-            result[target.name] = py::capsule(reinterpret_cast<void*>(target.handler));
-        return result;
-    });
+    module.def("jax_targets", [] { return jax::as_capsules(targets); });
     module.def("jax_convolution", [](const std::string& op, int rank, const py::tuple& x_given,
                                      const py::tuple& w_given, py::handle stride, py::handle padding,
                                      py::handle dilation, py::handle groups, py::handle layout, py::handle activation) {

@@ -3,8 +3,10 @@
     from tbptt_fast.jax import lstm
 
 They work under `jit`, `grad`, `vmap`, `lax.scan` and `shard_map`, in float32 and float64, on the
-CPU. XLA calls the kernels itself, through its foreign function interface: nothing is copied, and no
-Python runs. The native module must have been built for it (`-C cmake.define.TBPTT_FAST_JAX=ON`);
+CPU and on a GPU where `tbptt_fast.cuda` runs (there float32 is computed in TF32 unless
+`jax.default_matmul_precision` is "highest" or "float32", as JAX's own products are). XLA calls the
+kernels itself, through its foreign function interface: nothing is copied, and no Python runs. The
+native module must have been built for it (`-C cmake.define.TBPTT_FAST_JAX=ON`);
 `available()` tells, and `backend="scan"` computes the recurrent layers without it. Threads are
 those of `tbptt_fast.set_num_threads`.
 """

@@ -23,6 +23,8 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jax.sharding import NamedSharding, PartitionSpec
 
+from . import _targets
+
 Shape: TypeAlias = tuple[int, ...]
 Values: TypeAlias = dict[str, Any]  # arrays, or their shapes, by the names of inputs
 
@@ -276,7 +278,14 @@ def _register(primitive: Primitive, run: Callable[..., list[Any]], batch: Any, j
     primitive.def_impl(lambda *arrays, **parameters: compiled(**parameters)(*arrays))
     batching.primitive_batchers[primitive] = batch
     ad.primitive_jvps[primitive] = jvp
-    mlir.register_lowering(primitive, mlir.lower_fun(run, multiple_results=True), platform="cpu")
+
+    def run_on_cuda(*arrays: Any, **parameters: Any) -> list[Any]:
+        _targets.register_cuda()
+        return run(*arrays, **parameters)
+
+    for platform, rule in (("cpu", run), ("cuda", run_on_cuda)):
+        lowering = mlir.lower_fun(rule, multiple_results=True)
+        mlir.register_lowering(primitive, lowering, platform=platform)
 
 
 layer_p.def_abstract_eval(_layer_shapes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import jax
@@ -10,7 +11,10 @@ import numpy as np
 from jax import numpy as jnp
 
 from .. import _native
+from ..cuda import _module
 
+PREFIX = "tbptt_fast_"
+_EXACT = ("highest", "float32")
 _AVAILABLE = hasattr(_native, "jax_targets")
 
 if _AVAILABLE:
@@ -21,6 +25,23 @@ if _AVAILABLE:
 def available() -> bool:
     """Whether the native module was built with its functions for JAX."""
     return _AVAILABLE
+
+
+@cache
+def register_cuda() -> None:
+    """Make the functions for GPUs known to XLA.
+
+    Raises:
+        RuntimeError: there are none, or they cannot run here.
+    """
+    module = _module.native()
+    if not hasattr(module, "jax_targets"):
+        raise RuntimeError(
+            "tbptt_fast.jax: the CUDA kernels were built without their functions for JAX: "
+            "-C cmake.define.TBPTT_FAST_JAX=ON"
+        )
+    for name, function in module.jax_targets().items():
+        jax.ffi.register_ffi_target(name, function, platform="CUDA")
 
 
 def check_available(op: str, instead: str = "") -> None:
@@ -49,11 +70,12 @@ def call(
     dtype = next(a.dtype for a in arrays if a is not None)
     nothing = jnp.zeros((0,), dtype)
     found = jax.ffi.ffi_call(
-        f"tbptt_fast_{name}",
+        PREFIX + name,
         [jax.ShapeDtypeStruct(shape, dtype) for shape in results],
         input_output_aliases=aliases,
     )(
         *(nothing if a is None else a for a in arrays),
+        exact=jax.config.jax_default_matmul_precision in _EXACT,  # else TF32, on GPUs alone
         **{key: _option(value) for key, value in options.items()},
     )
     return list(found)

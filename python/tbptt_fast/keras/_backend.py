@@ -25,6 +25,10 @@ class Adapter(Protocol):
     """What layers need of a framework; functions have gradients by all of their float tensors."""
 
     @property
+    def missing(self) -> str | None:
+        """Why this installation has no kernels for the backend; None where it has."""
+
+    @property
     def supports_jit(self) -> bool:
         """Whether the calls can be part of what XLA compiles."""
 

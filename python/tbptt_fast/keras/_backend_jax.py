@@ -9,6 +9,9 @@ from .._options import Cell
 from .._types import Activation, Layout
 from ._backend import Padding, Tensor
 
+missing: str | None = None
+if not native.available():
+    missing = "tbptt_fast was built without its functions for JAX"
 supports_jit = True
 
 

@@ -20,6 +20,7 @@ from .._options import Cell
 from .._types import Activation, Array, Layout
 from ._backend import Padding, Tensor
 
+missing: str | None = None
 supports_jit = False
 
 

@@ -14,6 +14,7 @@ from ..torch._bridge import check_device
 from ..torch.convolution_ops import run_convolution
 from ._backend import Padding
 
+missing: str | None = None
 supports_jit = True
 
 _ACTIVATIONS = {"relu": torch.relu, "tanh": torch.tanh, "sigmoid": torch.sigmoid}

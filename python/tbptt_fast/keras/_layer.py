@@ -32,15 +32,17 @@ class NativeLayer:
         layer: Any = self
         if layer.compute_dtype not in ("float32", "float64"):
             return f"it computes in {layer.compute_dtype}, not in float32 or float64"
-        return None
+        return adapter.missing
 
     def get_config(self) -> dict[str, Any]:
+        """Keras's, and which kernels run: "tbptt_fast" or "keras"."""
         config: dict[str, Any] = super().get_config()  # type: ignore[misc]
         config["kernels"] = "tbptt_fast" if self.missing_kernel() is None else "keras"
         return config
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Any:
+        """A layer of `get_config`; which kernels run is found anew."""
         return cls(**{name: value for name, value in config.items() if name != "kernels"})
 
 
@@ -71,6 +73,7 @@ class NativeRecurrent(NativeLayer):
         return super().missing_kernel()
 
     def get_config(self) -> dict[str, Any]:
+        """Keras's, which kernels run, and the truncation as None or [k1, k2]."""
         return {**super().get_config(), "truncation": self.truncation}
 
     def call(

@@ -1,18 +1,18 @@
 # The functions that JAX calls through XLA's typed foreign function interface. XLA accepts a module that was built with headers
 # of its own version or of an older one, so those of the first stable version are taken: the module then works beside jaxlib
-# 0.6.1 and every later one. They are headers alone, of C and C++17: nothing is linked, and the module loads without jaxlib.
+# 0.6.1 and every later one. It is a header of C: nothing is linked, and the module loads without jaxlib.
 #
-# TBPTT_FAST_JAX_INCLUDE names a folder that has xla/ffi/api/ffi.h. Where it is empty, pip fetches the jaxlib that has them
+# TBPTT_FAST_JAX_INCLUDE names a folder that has xla/ffi/api/c_api.h. Where it is empty, pip fetches the jaxlib that has them
 # into the build folder and its headers are unpacked: whatever interpreter and system the module is for, any wheel has them.
 if(NOT TBPTT_FAST_JAX)
   return()
 endif()
-set(TBPTT_FAST_JAX_INCLUDE "" CACHE PATH "Where xla/ffi/api/ffi.h is, of version 0.1; fetched by pip where empty")
+set(TBPTT_FAST_JAX_INCLUDE "" CACHE PATH "Where xla/ffi/api/c_api.h is, of version 0.1; fetched by pip where empty")
 set(jaxlib_with_headers 0.6.1)
 
 if(NOT TBPTT_FAST_JAX_INCLUDE)
   set(fetched ${CMAKE_BINARY_DIR}/jaxlib)
-  if(NOT EXISTS ${fetched}/jaxlib/include/xla/ffi/api/ffi.h)
+  if(NOT EXISTS ${fetched}/jaxlib/include/xla/ffi/api/c_api.h)
     # -I: the environment that pip makes for a build hides pip itself, by a variable that this ignores. Others have none.
     find_program(TBPTT_FAST_PIP NAMES pip3 pip DOC "Fetches XLA's headers where the interpreter has no pip")
     mark_as_advanced(TBPTT_FAST_PIP)
@@ -47,7 +47,7 @@ message(STATUS "JAX: XLA's foreign function interface 0.${minor}")
 function(tbptt_jax_functions module functions registration)
   target_sources(${module} PRIVATE ${functions})
   target_include_directories(${module} SYSTEM PRIVATE ${headers})
-  set_source_files_properties(${functions} PROPERTIES COMPILE_OPTIONS -Os)  # they call kernels, and have none
+  set_source_files_properties(${functions} PROPERTIES COMPILE_OPTIONS -Os)  # they only call kernels
   set_source_files_properties(${registration} PROPERTIES COMPILE_DEFINITIONS TBPTT_FAST_JAX)
 endfunction()
 tbptt_jax_functions(_native csrc/bindings/jax/targets.cpp csrc/bindings/module.cpp)

@@ -35,6 +35,16 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 
 
 @pytest.fixture
+def x64() -> Iterator[None]:
+    """Double precision in JAX, for one test."""
+    jax = pytest.importorskip("jax")
+    new = hasattr(jax, "enable_x64")
+    enable = jax.enable_x64 if new else pytest.importorskip("jax.experimental").enable_x64
+    with enable(True):
+        yield
+
+
+@pytest.fixture
 def emulated(monkeypatch: pytest.MonkeyPatch) -> Iterator[EmulatedDevice]:
     """The CUDA kernels on the host, in place of the module for GPUs."""
     device = EmulatedDevice(monkeypatch)

@@ -73,13 +73,13 @@ struct Device {
     }
 };
 
-#ifdef TBPTT_EMULATED  // the device is the host, and its programs have no streams
-template <class Op>
-constexpr auto handler = &handle<Op>;
+#ifdef TBPTT_EMULATED
+constexpr bool has_stream = false;  // the device is the host, whose programs have none
 #else
-template <class Op>
-constexpr auto handler = &handle_on_stream<Op>;
+constexpr bool has_stream = true;
 #endif
+template <class Op>
+constexpr auto handler = &handle<Op, has_stream>;
 
 constexpr Target targets[] = {
     {"tbptt_fast_recurrent_forward", handler<RecurrentForwardOp<Device>>},

@@ -33,39 +33,33 @@ inline ConvRecurrentShape read_convrecurrent(const Call& call) {
     const auto n = call.integers<convrecurrent_numbers>("shape");
     for (const int64_t number : n)
         if (number < 0 || number >= int64_t{1} << 31) Call::refuse("expected sizes below 2^31");
-    return {read_cell(call),
-            n[0],
-            n[1],
-            n[2],
-            n[3],
-            n[4],
-            n[5],
-            n[6],
-            n[7],
-            n[8],
-            n[9],
-            n[10],
-            n[11],
-            n[12] != 0,
-            static_cast<Algorithm>(n[13])};
+    for (std::size_t i = 2; i < 12; ++i)
+        if (n[i] < 1) Call::refuse("expected channels, pixels, kernels and dilations >= 1");
+    for (std::size_t i = 6; i < 10; ++i)
+        if (n[i] % 2 == 0) Call::refuse("expected kernels of odd height and width");
+    const auto algorithm = static_cast<Algorithm>(n[13]);
+    if (algorithm != Algorithm::automatic && algorithm != Algorithm::direct)
+        Call::refuse("expected an algorithm for every shape");
+    return {read_cell(call), n[0],  n[1],       n[2],     n[3], n[4], n[5], n[6], n[7], n[8], n[9],
+            n[10],           n[11], n[12] != 0, algorithm};
 }
 
 struct ConvRecurrentSizes {
     int64_t x, out, state, w_ih, w_hh, bias, peephole, mask, maps, beside;
 
     ConvRecurrentSizes(const ConvRecurrentShape& s, bool peephole_maps, bool recompute) {
-        const int64_t pixels = s.height * s.width, columns = python::gates(s.cell) * s.hidden;
+        const int64_t pixels = Call::count({s.height, s.width}), columns = python::gates(s.cell) * s.hidden;
         const python::KeptValues kept = python::kept_values(s.cell, !recompute);
-        mask = s.steps * s.batch;
-        x = mask * s.inputs * pixels;
-        state = s.batch * s.hidden * pixels;
-        out = s.steps * state;
-        w_ih = columns * s.inputs * s.kernel_ih_height * s.kernel_ih_width;
-        w_hh = columns * s.hidden * s.kernel_hh_height * s.kernel_hh_width;
+        mask = Call::count({s.steps, s.batch});
+        x = Call::count({mask, s.inputs, pixels});
+        state = Call::count({s.batch, s.hidden, pixels});
+        out = Call::count({s.steps, state});
+        w_ih = Call::count({columns, s.inputs, s.kernel_ih_height, s.kernel_ih_width});
+        w_hh = Call::count({columns, s.hidden, s.kernel_hh_height, s.kernel_hh_width});
         bias = columns;
-        peephole = 3 * s.hidden * (peephole_maps ? pixels : 1);
-        maps = kept.maps * out;
-        beside = kept.beside * out;
+        peephole = Call::count({3, s.hidden, peephole_maps ? pixels : 1});
+        maps = Call::count({kept.maps, out});
+        beside = Call::count({kept.beside, out});
     }
 };
 
@@ -106,6 +100,7 @@ struct ConvRecurrentForwardOp {
         T* const h_n = call.output<T>(n.state);
         if (pair) p.c_n = call.output<T>(n.state);
         p.tape = parts_of(call.optional_output<T>(n.maps + n.beside), n);
+        call.no_more();
         Where::convrecurrent_forward(call, p, h_n, n.state);
     }
 };
@@ -137,6 +132,7 @@ struct ConvRecurrentBackwardOp {
         p.grad_b_ih = call.optional_output<T>(n.bias);
         p.grad_b_hh = call.optional_output<T>(n.bias);
         if (pair) p.grad_peephole = call.optional_output<T>(n.peephole);
+        call.no_more();
         const Truncation truncation = read_truncation(call);
         python::set_windows(p, truncation);
         Where::convrecurrent_backward(call, p, truncation);

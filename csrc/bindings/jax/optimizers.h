@@ -20,7 +20,7 @@ class Lists {
    public:
     // `states`: the members of OptimizerArray that hold them
     Lists(Call& call, std::initializer_list<T * OptimizerArray<T>::*> states) {
-        const auto sizes = call.option<ffi::Span<const int64_t>>("sizes");
+        const auto sizes = call.option<Integers>("sizes");
         arrays_.resize(sizes.size());
         std::vector<std::pair<T * OptimizerArray<T>::*, const T*>> given;
         const auto take = [&](T* OptimizerArray<T>::* member) {
@@ -44,6 +44,7 @@ class Lists {
             array.*given[i].first = to;
         }
         norm_ = call.output<T>(1);
+        call.no_more();
     }
 
     // step(list) makes the update, unless a gradient is not finite: the norm is NaN then, and nothing changes.

@@ -26,20 +26,21 @@ struct RecurrentSizes {
     int64_t x, out, state, w_ih, w_hh, bias, mask, saved;
 
     explicit RecurrentSizes(const RecurrentShape& s)
-        : x(s.steps * s.batch * s.inputs),
-          out(s.steps * s.batch * s.hidden),
-          state(s.batch * s.hidden),
-          w_ih(python::gates(s.cell) * s.hidden * s.inputs),
-          w_hh(python::gates(s.cell) * s.hidden * s.hidden),
-          bias(python::gates(s.cell) * s.hidden),
-          mask(s.steps * s.batch),
-          saved(out * python::saved_values(s.cell)) {}
+        : x(Call::count({s.steps, s.batch, s.inputs})),
+          out(Call::count({s.steps, s.batch, s.hidden})),
+          state(Call::count({s.batch, s.hidden})),
+          w_ih(Call::count({python::gates(s.cell), s.hidden, s.inputs})),
+          w_hh(Call::count({python::gates(s.cell), s.hidden, s.hidden})),
+          bias(Call::count({python::gates(s.cell), s.hidden})),
+          mask(Call::count({s.steps, s.batch})),
+          saved(Call::count({out, python::saved_values(s.cell)})) {}
 };
 
 inline RecurrentShape read_shape(const Call& call) {
     const auto sizes = call.integers<4>("shape");
     for (const int64_t size : sizes)
         if (size < 0 || size >= int64_t{1} << 31) Call::refuse("expected sizes below 2^31");
+    if (sizes[3] == 0) Call::refuse("expected at least one unit");
     return {read_cell(call), sizes[0], sizes[1], sizes[2], sizes[3]};
 }
 
@@ -68,6 +69,7 @@ struct RecurrentForwardOp {
         p.tape.saved = call.optional_output<T>(n.saved);
         if (call.option<bool>("keep")) p.tape.h = p.out;
         if (n.saved > 0 && (p.tape.h != nullptr) != (p.tape.saved != nullptr)) Call::refuse("expected a tape to keep");
+        call.no_more();
         Where::recurrent_forward(call, p, h_n);
     }
 };
@@ -102,6 +104,7 @@ struct RecurrentBackwardOp {
         p.grad_w_hh = call.output<T>(n.w_hh);
         p.grad_b_ih = call.optional_output<T>(n.bias);
         p.grad_b_hh = call.optional_output<T>(n.bias);
+        call.no_more();
         const Truncation truncation = read_truncation(call);
         python::set_windows(p, truncation);
         Where::recurrent_backward(call, p, truncation);

@@ -17,7 +17,7 @@ except ImportError as error:
     raise ImportError(
         "tbptt_fast.jax needs JAX 0.6.1 or later: pip install 'tbptt_fast[jax]'"
     ) from error
-if tuple(int(part) for part in _jax.__version__.split(".")[:3]) < (0, 6, 1):
+if _jax.__version_info__ < (0, 6, 1):
     raise ImportError(f"tbptt_fast.jax needs JAX 0.6.1 or later, got {_jax.__version__}")
 
 from . import optim

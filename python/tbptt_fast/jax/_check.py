@@ -19,20 +19,34 @@ def as_arrays(
         TypeError: a missing array, or one of another dtype than float32 or float64, or than x.
     """
     arrays: dict[str, Any] = {}
-    for name, value in given.items():
+    for name, value in given.items():  # x is the first
         if value is None:
             if name in required:
                 raise TypeError(f"{op}: {name}: expected an array, got None")
             continue
         array = jnp.asarray(value)
+        if name == "x" and array.dtype not in (jnp.float32, jnp.float64):
+            raise TypeError(f"{op}: x: expected float32 or float64, got {array.dtype}")
         wanted = jnp.bool_ if name in masks else arrays.get("x", array).dtype
         if array.dtype != wanted:
             raise TypeError(f"{op}: {name}: expected {jnp.dtype(wanted)}, got {array.dtype}")
         arrays[name] = array
-    dtype = arrays["x"].dtype
-    if dtype not in (jnp.float32, jnp.float64):
-        raise TypeError(f"{op}: x: expected float32 or float64, got {dtype}")
     return arrays
+
+
+def pair_of_states(op: str, hx: Any) -> tuple[Any, Any]:
+    """(h, c) of an LSTM; None stands for two that are missing.
+
+    Raises:
+        TypeError, ValueError: no pair.
+    """
+    if hx is None:
+        return None, None
+    if not isinstance(hx, (tuple, list)):
+        raise TypeError(f"{op}: hx: expected a pair (h, c), got {type(hx).__name__}")
+    if len(hx) != 2:
+        raise ValueError(f"{op}: hx: expected a pair (h, c), got {len(hx)} items")
+    return hx[0], hx[1]
 
 
 def check_shapes(

@@ -186,10 +186,13 @@ def _map_layer(
         return _one_by_one(functools.partial(layer_p.bind, call=call, keep=keep), arrays, axes)
     size = next(a.shape[d] for a, d in zip(arrays, axes, strict=True) if d is not None)
     *outs, saved = layer_p.bind(*_fold(arrays, axes, call), call=call, keep=False)
+    example = {
+        name: a.shape if d is None else (*a.shape[:d], *a.shape[d + 1 :])
+        for name, a, d in zip(call.inputs, arrays, axes, strict=True)
+    }
     unfolded, at = [], [call.output_batch_axis(i) for i in range(len(outs))]
-    for out, axis in zip(outs, at, strict=True):
-        rows = out.shape[axis] // size
-        unfolded.append(out.reshape(*out.shape[:axis], size, rows, *out.shape[axis + 1 :]))
+    for out, shape, axis in zip(outs, call.outputs(example), at, strict=True):
+        unfolded.append(out.reshape(*shape[:axis], size, *shape[axis:]))
     return [*unfolded, jnp.broadcast_to(saved, (size, 0))], [*at, 0]
 
 
@@ -224,13 +227,22 @@ def _refuse_forward_mode(*_: Any, call: Call, **__: Any) -> Any:
 
 def _transpose(grads: Sequence[Any], *arguments: Any, call: Call, by: tuple[str, ...]) -> list[Any]:
     """The backward pass, for the gradients that are not zero."""
-    rest = arguments[len(by) :]
-    nothing = [None] * len(rest)
+    tangents, rest = arguments[: len(by)], arguments[len(by) :]
+    # A tangent that is known is one of zeros, made by a rule that wants arrays: it is no variable.
+    asked = [ad.is_undefined_primal(tangent) for tangent in tangents]
+    wanted = tuple(name for name, ask in zip(by, asked, strict=True) if ask)
     given = tuple(not isinstance(grad, ad.Zero) for grad in grads)
-    if not any(given):
-        return [*(ad.Zero(argument.aval) for argument in arguments[: len(by)]), *nothing]
-    entering = [grad for grad, has in zip(grads, given, strict=True) if has]
-    return [*gradient_p.bind(*entering, *rest, call=call, given=given, by=by), *nothing]
+    found: list[Any] = [None] * len(arguments)
+    if any(given):
+        entering = [grad for grad, has in zip(grads, given, strict=True) if has]
+        results = iter(gradient_p.bind(*entering, *rest, call=call, given=given, by=wanted))
+        found[: len(by)] = [next(results) if ask else None for ask in asked]
+    else:
+        found[: len(by)] = [
+            ad.Zero(tangent.aval) if ask else None
+            for tangent, ask in zip(tangents, asked, strict=True)
+        ]
+    return found
 
 
 def _map_tangent(
@@ -275,7 +287,12 @@ def _register(primitive: Primitive, run: Callable[..., list[Any]], batch: Any, j
     def compiled(**parameters: Any) -> Any:
         return jax.jit(functools.partial(primitive.bind, **parameters))
 
-    primitive.def_impl(lambda *arrays, **parameters: compiled(**parameters)(*arrays))
+    def evaluate(*arrays: Any, **parameters: Any) -> list[Any]:
+        with jax.disable_jit(False):  # there is no other way to run it
+            found: list[Any] = compiled(**parameters)(*arrays)
+            return found
+
+    primitive.def_impl(evaluate)
     batching.primitive_batchers[primitive] = batch
     ad.primitive_jvps[primitive] = jvp
 

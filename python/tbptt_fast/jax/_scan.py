@@ -19,16 +19,14 @@ def _pass(state: Any, scale: Any) -> Any:
     return state
 
 
-def _keep(state: Any, scale: Any) -> tuple[Any, Any]:
-    return state, scale
+def _multiply(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> tuple[Any, Any]:
+    state, scale = primals
+    return state, jnp.where(scale == 0, 0, tangents[0]) * scale
 
 
-def _multiply(scale: Any, grad: Any) -> tuple[Any, Any]:
-    return jnp.where(scale == 0, 0, grad * scale), jnp.zeros_like(scale)
-
-
-_scale_gradient: Any = jax.custom_vjp(_pass)
-_scale_gradient.defvjp(_keep, _multiply)
+# By its tangent, which JAX can transpose: so it has derivatives of both modes, and of every order.
+_scale_gradient: Any = jax.custom_jvp(_pass)
+_scale_gradient.defjvp(_multiply)
 
 
 def _step(cell: Cell, states: tuple[Any, ...], product: Any, w_hh: Any, b_hh: Any) -> Any:

@@ -14,6 +14,8 @@ from . import _targets
 from ._check import as_arrays, check_shapes
 from ._primitives import Shape, Values, run_layer
 
+__all__ = ["conv1d", "conv2d"]
+
 Array: TypeAlias = jax.Array
 Extent: TypeAlias = int | Sequence[int]
 Sides: TypeAlias = Sequence[Sequence[int]]
@@ -81,12 +83,16 @@ def _hashable(option: Any) -> Any:
 
 def _run(op: str, rank: int, x: Any, w: Any, b: Any, options: tuple[Any, ...]) -> Array:
     arrays = as_arrays(op, {"x": x, "w": w, "b": b}, required=("x", "w"))
-    ranks = {"x": rank + 2, "w": rank + 2}
-    check_shapes(op, arrays, ranks, lambda shapes: {"b": shapes["w"][:1]})
-    _targets.check_available(op)
     call = ConvolutionCall(op, tuple(arrays), _hashable(options))
+    _targets.check_available(op)
+    check_shapes(op, arrays, {"x": rank + 2, "w": rank + 2}, lambda s: _expected(call, s))
     (y,) = run_layer(call, list(arrays.values()))
     return y
+
+
+def _expected(call: ConvolutionCall, shapes: dict[str, Shape]) -> dict[str, Shape]:
+    call.outputs(shapes)  # which reads the options, also where their hash is that of others
+    return {"b": shapes["w"][:1]}
 
 
 def conv2d(

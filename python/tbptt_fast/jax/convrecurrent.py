@@ -12,8 +12,10 @@ from .. import _native
 from .._options import Cell, plain_cell, read_truncation
 from .._types import Layout, Truncation
 from . import _targets
-from ._check import as_arrays, check_shapes
+from ._check import as_arrays, check_shapes, pair_of_states
 from ._primitives import Shape, Values, run_layer
+
+__all__ = ["convgru", "convlstm", "convrnn"]
 
 Array: TypeAlias = jax.Array
 Size: TypeAlias = int | tuple[int, int]
@@ -287,9 +289,7 @@ def convlstm(
     >>> out.shape
     (3, 2, 5, 8, 8)
     """
-    states = (None, None) if hx is None else tuple(hx)
-    if len(states) != 2:
-        raise ValueError(f"convlstm: hx: expected a pair (h, c), got {len(states)} items")
+    states = pair_of_states("convlstm", hx)
     weights = (w_ih, w_hh, b_ih, b_hh, peephole)
     options = (is_init, truncation, carry_scale, dilation, layout, recompute)
     out, h_n, c_n = _run("convlstm", "lstm", x, states, weights, *options)

@@ -15,6 +15,8 @@ from jax import numpy as jnp
 
 from . import _targets
 
+__all__ = ["AdamStep", "SgdStep", "adam_step", "sgd_step"]
+
 Array: TypeAlias = jax.Array
 Scalar: TypeAlias = float | Array
 
@@ -42,11 +44,11 @@ def _update(
 ) -> tuple[list[list[Array]], Array]:
     """lists: parameters, gradients, and states; returns new ones without the gradients."""
     _targets.check_available(op)
-    params, states = lists[0], lists[2:]
+    params, states = [jnp.asarray(param) for param in lists[0]], lists[2:]
     if not params:
         raise ValueError(f"{op}: params: expected at least one array")
     names = ("params", "grads", "states")
-    dtype = jnp.asarray(params[0]).dtype
+    dtype = params[0].dtype
     if dtype not in (jnp.float32, jnp.float64):
         raise TypeError(f"{op}: params[0]: expected float32 or float64, got {dtype}")
     arrays: list[Any] = []
@@ -85,7 +87,7 @@ def _positive(op: str, name: str, value: float | None) -> float:
 
 
 def _within(op: str, name: str, value: float, least: float, end: float) -> float:
-    if not least <= value < end:
+    if not (least <= value < end and math.isfinite(value)):
         raise ValueError(f"{op}: {name}: expected a number in [{least}, {end}), got {value}")
     return float(value)
 
@@ -127,12 +129,14 @@ def sgd_step(
     Source: see `tbptt_fast.sgd_step`.
 
     >>> import jax.numpy as jnp
-    >>> step = sgd_step([jnp.ones(2)], [jnp.array([3.0, 4.0])], None, 1.0, max_norm=5.0)
-    >>> float(step.norm), step.params[0].round(3).tolist()
-    (5.0, [-2.0, -3.0])
+    >>> step = sgd_step([jnp.ones(2)], [jnp.array([3.0, 4.0])], None, 0.5, max_norm=10.0)
+    >>> float(step.norm), step.params[0].tolist()
+    (5.0, [-0.5, -1.0])
     """
     op = "sgd_step"
     mu = _within(op, "mu", mu, 0.0, math.inf)
+    if nesterov and mu == 0:
+        raise ValueError(f"{op}: nesterov: expected mu > 0 with it, got mu = 0")
     if mu > 0 and momentum is None:
         raise ValueError(f"{op}: momentum: expected a list of arrays with mu > 0, got None")
     states = [momentum] if momentum is not None and mu > 0 else []
@@ -141,7 +145,7 @@ def sgd_step(
         [params, grads, *states],
         (lr, 1.0, 0.0),
         mu=mu,
-        dampening=float(dampening),
+        dampening=_within(op, "dampening", dampening, -math.inf, math.inf),
         nesterov=bool(nesterov),
         velocity=bool(velocity),
         weight_decay=_within(op, "weight_decay", weight_decay, 0.0, math.inf),

@@ -11,9 +11,11 @@ import jax
 from .._options import Cell, plain_cell, read_truncation
 from .._types import Truncation
 from . import _targets
-from ._check import as_arrays, check_shapes
+from ._check import as_arrays, check_shapes, pair_of_states
 from ._primitives import Shape, Values, run_layer
 from ._scan import scan_layer
+
+__all__ = ["gru", "lstm", "rnn"]
 
 Array: TypeAlias = jax.Array
 Backend: TypeAlias = Literal["ffi", "scan"]
@@ -267,9 +269,7 @@ def lstm(
     >>> jax.jit(jax.grad(loss))(jnp.ones((20, 4))).shape
     (20, 4)
     """
-    states = (None, None) if hx is None else tuple(hx)
-    if len(states) != 2:
-        raise ValueError(f"lstm: hx: expected a pair (h, c), got {len(states)} items")
+    states = pair_of_states("lstm", hx)
     weights = (w_ih, w_hh, b_ih, b_hh)
     out, h_n, c_n = _run(
         "lstm", "lstm", x, states, weights, is_init, truncation, carry_scale, backend

@@ -27,6 +27,7 @@ BENCHES = {
     "stream": "memory over a million steps",
     "conv": "convolutions against PyTorch's, in both layouts",
     "convlstm": "ConvLSTM against the usual PyTorch cell, with peak memory and windows",
+    "keras": "a batch of training in Keras, on every backend that is installed",
     "torch": "tbptt_fast.torch against torch.nn and torch.optim, at the level of modules",
     "jax": "tbptt_fast.jax against lax.scan, both inside jit, windows, overhead",
     "cuda": "layers on a GPU against PyTorch's (cuDNN), chunks, resets, overhead",
@@ -71,11 +72,15 @@ def all_benches() -> list[str]:
     """All that this machine can run."""
     from tbptt_fast import _native, cuda
 
-    def with_jax() -> bool:
-        return importlib.util.find_spec("jax") is not None and hasattr(_native, "jax_targets")
+    def has(module: str) -> bool:
+        return importlib.util.find_spec(module) is not None
 
-    there = {"cuda": cuda.is_available, "jax": with_jax}
-    return [name for name in BENCHES if there.get(name, bool)()]
+    runs = {
+        "cuda": cuda.is_available(),
+        "jax": has("jax") and hasattr(_native, "jax_targets"),
+        "keras": has("keras"),
+    }
+    return [name for name in BENCHES if runs.get(name, True)]
 
 
 def build_parser() -> argparse.ArgumentParser:

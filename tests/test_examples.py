@@ -51,7 +51,9 @@ def norm(arrays: Any) -> float:
 
 def test_examples_are_short() -> None:
     found = sorted(FOLDER.glob("*.py"))
-    elsewhere = {"ddp_language_model", "jax_language_model"}  # test_torch_ddp, test_jax_example
+    # those of frameworks: test_torch_ddp, test_jax_example, test_keras_examples
+    elsewhere = {"ddp_language_model", "jax_language_model"}
+    elsewhere |= {"keras_cnn_recurrent_head", "keras_digits"}
     names = {e.__name__ for e in EXAMPLES} | elsewhere
     assert {path.stem for path in found if path.stem[0] != "_"} == names
     for path in found:

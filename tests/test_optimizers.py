@@ -161,6 +161,9 @@ def test_every_step_equals_torch(name: str, dtype: str, clip: dict[str, float]) 
 VARIANTS: dict[str, tuple[str, dict[str, Any], bool]] = {
     "sgd-dampening": ("sgd", {"mu": 0.9, "dampening": 0.4, "weight_decay": 0.1}, False),
     "sgd-maximize": ("sgd", {"maximize": True, "weight_decay": 0.1}, False),
+    "sgd-velocity": ("sgd", {"mu": 0.9, "velocity": True, "weight_decay": 0.1}, False),
+    "sgd-velocity-nesterov": ("sgd", {"mu": 0.9, "velocity": True, "nesterov": True}, False),
+    "sgd-velocity-without": ("sgd", {"velocity": True, "maximize": True}, False),
     "rmsprop-centered": ("rmsprop", {"alpha": 0.8, "eps": 0.1}, True),
     "rmsprop-centered-momentum": ("rmsprop", {"mu": 0.8, "alpha": 0.8, "eps": 0.1}, True),
     "rmsprop-maximize": ("rmsprop", {"maximize": True}, False),
@@ -245,6 +248,32 @@ def test_arrays_without_a_norm() -> None:
         tbptt_fast.global_norm(good)
     with pytest.raises(ValueError, match=r"^global_norm: clip_value: expected None or a finite"):
         tbptt_fast.global_norm([good], clip_value=0.0)
+
+
+@dtypes
+@pytest.mark.parametrize("nesterov", [False, True], ids=["plain", "nesterov"])
+def test_a_velocity_keeps_the_rates_of_its_steps(dtype: str, nesterov: bool) -> None:
+    """m = mu·m - lr·g; p += m, or p += mu·m - lr·g, with a rate of its own for every step."""
+    params = draw(0, dtype)
+    (velocity,) = zeros(params, "sgd")[:1]
+    theirs = [a.astype(np.float64) for a in params]
+    hand = [a.astype(np.float64) for a in params]
+    theirs_velocity, hand_velocity = zeros(theirs, "sgd")[0], zeros(hand, "sgd")[0]
+    options: dict[str, Any] = {"mu": 0.9, "nesterov": nesterov, "velocity": True, "max_norm": 3.0}
+    for count, lr in enumerate((0.05, 0.2, 0.0, 0.01), start=1):
+        grads = draw(count, dtype)
+        norm = tbptt_fast.sgd_step(params, grads, velocity, lr=lr, **options).norm
+        wide = [g.astype(np.float64) for g in grads]
+        reference.sgd_step(theirs, wide, theirs_velocity, lr=lr, **options)
+        for p, m, g in zip(hand, hand_velocity, wide, strict=True):
+            g = g * min(1.0, 3.0 / (norm + 1e-6))
+            m[...] = 0.9 * m - lr * g
+            p += 0.9 * m - lr * g if nesterov else m
+        for ours in ((params, hand), (velocity, hand_velocity)):
+            for a, b in zip(*ours, strict=True):
+                assert_close(a, b, "gradient", length=count**2)
+        for a, b in zip(theirs, hand, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-14)
 
 
 def test_by_hand() -> None:

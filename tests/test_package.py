@@ -119,9 +119,10 @@ def imported(name: str) -> Any:
     for framework in ("jax", "jax.flax", "keras", "torch"):
         if f"{name}.".startswith(f"tbptt_fast.{framework}."):
             pytest.importorskip(framework.rpartition(".")[2])
-    if name.startswith("tbptt_fast.jax") and not importlib.import_module(
-        "tbptt_fast.jax"
-    ).available():
+    if (
+        name.startswith("tbptt_fast.jax")
+        and not importlib.import_module("tbptt_fast.jax").available()
+    ):
         pytest.skip("built without the functions for JAX")
     return importlib.import_module(name)
 

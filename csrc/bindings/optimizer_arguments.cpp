@@ -17,12 +17,15 @@ Clipping read_clipping(py::handle max_norm, py::handle clip_value, py::handle no
             read_bool(maximize, {op, "maximize"})};
 }
 
-SgdOptions read_sgd(py::handle lr, py::handle mu, py::handle dampening, py::handle nesterov, py::handle weight_decay) {
+SgdOptions read_sgd(py::handle lr, py::handle mu, py::handle dampening, py::handle nesterov, py::handle velocity,
+                    py::handle weight_decay) {
     const char* op = "sgd_step";
-    const SgdOptions options{read_number(lr, not_negative, {op, "lr"}), read_number(mu, not_negative, {op, "mu"}),
+    const SgdOptions options{read_number(lr, not_negative, {op, "lr"}),
+                             read_number(mu, not_negative, {op, "mu"}),
                              read_number(dampening, any_number, {op, "dampening"}),
                              read_number(weight_decay, not_negative, {op, "weight_decay"}),
-                             read_bool(nesterov, {op, "nesterov"})};
+                             read_bool(nesterov, {op, "nesterov"}),
+                             read_bool(velocity, {op, "velocity"})};
     if (options.nesterov && options.mu == 0)
         Argument{op, "nesterov"}.value_error("expected mu > 0 with it, got mu = 0");
     return options;

@@ -20,14 +20,18 @@ Clipping read_clipping(py::handle max_norm, py::handle clip_value, py::handle no
 
 struct SgdOptions {
     double lr, mu, dampening, weight_decay;
-    bool nesterov;
+    bool nesterov, velocity;
+
+    // A velocity holds the rates of its steps: -lr is on the gradients instead, and what they made is added.
+    double factor() const { return velocity ? -lr : 1; }
 
     template <class T>
     SgdStep<T> step(const Parameters<T>& list) const {
-        return {list, lr, mu, weight_decay, 1 - dampening, nesterov};
+        return {list, velocity ? -1 : lr, mu, factor() * weight_decay, 1 - dampening, nesterov};
     }
 };
-SgdOptions read_sgd(py::handle lr, py::handle mu, py::handle dampening, py::handle nesterov, py::handle weight_decay);
+SgdOptions read_sgd(py::handle lr, py::handle mu, py::handle dampening, py::handle nesterov, py::handle velocity,
+                    py::handle weight_decay);
 
 struct RmspropOptions {
     double lr, alpha, eps, mu, weight_decay;

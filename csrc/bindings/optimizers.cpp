@@ -62,17 +62,20 @@ py::tuple run(const ArrayLists<T>& lists, const Gradients& gradients, const char
 }
 
 py::tuple sgd_step(py::handle params, py::handle grads, py::handle momentum, py::handle lr, py::handle mu,
-                   py::handle dampening, py::handle nesterov, py::handle weight_decay, py::handle maximize,
-                   py::handle max_norm, py::handle clip_value, py::handle non_finite, py::handle norm) {
+                   py::handle dampening, py::handle nesterov, py::handle velocity, py::handle weight_decay,
+                   py::handle maximize, py::handle max_norm, py::handle clip_value, py::handle non_finite,
+                   py::handle norm) {
     const char* op = "sgd_step";
-    const SgdOptions options = read_sgd(lr, mu, dampening, nesterov, weight_decay);
+    const SgdOptions options = read_sgd(lr, mu, dampening, nesterov, velocity, weight_decay);
     const Gradients gradients = read_gradients(max_norm, clip_value, non_finite, maximize, norm, op);
     return with_dtype(dtype_of_list(params, op), [&](auto zero) {
         using T = decltype(zero);
         ArrayLists<T> lists(op, params);
         add_sgd_lists(lists, grads, momentum, options);
-        return run<T>(lists, gradients, op,
-                      [&](const Parameters<T>& list) { kernels<T>().sgd_step(options.step(list)); });
+        return run<T>(lists, gradients, op, [&](Parameters<T> list) {
+            list.factor *= options.factor();
+            kernels<T>().sgd_step(options.step(list));
+        });
     });
 }
 

@@ -215,6 +215,7 @@ def sgd_step(
     mu: float,
     dampening: float,
     nesterov: bool,
+    velocity: bool,
     weight_decay: float,
     maximize: bool,
     max_norm: float | None,

@@ -67,6 +67,7 @@ def sgd_step(
     mu: float = 0.0,
     dampening: float = 0.0,
     nesterov: bool = False,
+    velocity: bool = False,
     weight_decay: float = 0.0,
     max_norm: float | None = None,
     clip_value: float | None = None,
@@ -82,6 +83,8 @@ def sgd_step(
         lr, mu, weight_decay: finite and >= 0.
         dampening: m = mu·m + (1 - dampening)·g instead, finite; PyTorch's first step has none.
         nesterov: p -= lr·(g + mu·m) instead; needs mu > 0.
+        velocity: m = mu·m - lr·g; p += m instead, with nesterov p += mu·m - lr·g. A rate that
+            changes leaves m as it is, as in Keras and in Sutskever et al.
         max_norm: largest global norm; the factor is min(1, max_norm / (norm + 1e-6)).
         clip_value: largest magnitude of an element, before the norm is taken.
         non_finite: "raise" or "skip".
@@ -112,6 +115,7 @@ def sgd_step(
             mu,
             dampening,
             nesterov,
+            velocity,
             weight_decay,
             maximize,
             max_norm,

@@ -263,6 +263,7 @@ def sgd_step(
     mu: float = 0.0,
     dampening: float = 0.0,
     nesterov: bool = False,
+    velocity: bool = False,
     weight_decay: float = 0.0,
     max_norm: float | None = None,
     clip_value: float | None = None,
@@ -270,10 +271,14 @@ def sgd_step(
     maximize: bool = False,
     norm: float | None = None,
 ) -> StepResult:
-    """m ← mu·m + g; p ← p - lr·m (Nesterov: p - lr·(g + mu·m)), g with weight_decay·p added."""
+    """m ← mu·m + g; p ← p - lr·m (Nesterov: p - lr·(g + mu·m)), g with weight_decay·p added.
+
+    With velocity m ← mu·m - lr·g; p ← p + m (Nesterov: p + mu·m - lr·g).
+    """
+    rate, lr = (-lr, -1.0) if velocity else (1.0, lr)
     clipped, result = _clipped(grads, max_norm, clip_value, non_finite, maximize, norm)
     for p, g, m in _together(result, params, clipped, momentum):
-        g = g + weight_decay * p
+        g = rate * (g + weight_decay * p)
         if m is not None and mu:
             m[...] = mu * m + (1 - dampening) * g
             g = g + mu * m if nesterov else m

@@ -182,7 +182,8 @@ def sgd_step(s: Source, dtype: str) -> Arguments:
     params, like = _lists(s, dtype)
     grads, buffers = like(), like()
     mu = choice(s, (0.0, 0.9))
-    options = {"mu": mu, "nesterov": mu > 0 and chance(s, 50), **_step_options(s)}
+    options = {"mu": mu, "nesterov": mu > 0 and chance(s, 50), "velocity": chance(s, 50)}
+    options |= _step_options(s)
     return [params, grads, buffers if mu else None], options
 
 

@@ -103,18 +103,19 @@ py::object run(const DeviceCall& c, const DeviceLists<T>& lists, const Clipping&
 }
 
 py::object sgd_step(py::handle place, py::handle params, py::handle grads, py::handle momentum, py::handle lr,
-                    py::handle mu, py::handle dampening, py::handle nesterov, py::handle weight_decay,
-                    py::handle maximize, py::handle max_norm, py::handle clip_value, py::handle non_finite,
-                    py::handle norm) {
+                    py::handle mu, py::handle dampening, py::handle nesterov, py::handle velocity,
+                    py::handle weight_decay, py::handle maximize, py::handle max_norm, py::handle clip_value,
+                    py::handle non_finite, py::handle norm) {
     const char* op = "sgd_step";
-    const SgdOptions options = read_sgd(lr, mu, dampening, nesterov, weight_decay);
+    const SgdOptions options = read_sgd(lr, mu, dampening, nesterov, velocity, weight_decay);
     const Clipping clipping = read_skipping(max_norm, clip_value, non_finite, maximize, op);
     const DeviceCall c(place, first_of(params, {op, "params"}), {op, "params[0]"});
     return with_dtype(c.dtype, [&](auto zero) {
         using T = decltype(zero);
         DeviceLists<T> lists(op, params, DeviceItems<T>(c));
         add_sgd_lists(lists, grads, momentum, options);
-        return run<T>(c, lists, clipping, norm, op, [&](const Parameters<T>& list, const cuda::ClipByNorm& clip) {
+        return run<T>(c, lists, clipping, norm, op, [&](Parameters<T> list, const cuda::ClipByNorm& clip) {
+            list.factor *= options.factor();
             cuda::sgd_step(options.step(list), clip, c.call());
         });
     });

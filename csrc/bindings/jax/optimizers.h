@@ -1,6 +1,6 @@
 // The optimizers for XLA: one call updates all parameters, in place where XLA has aliased a result with its input. A call's
-// options are `sizes`, the elements of each array, and the settings; the learning rate and the number of the step may be
-// traced, and come as an array of both.
+// options are `sizes`, the elements of each array, and the settings; the learning rate, the number of the step and Adam's eps
+// may be traced, and come as an array of the three.
 #pragma once
 
 #include <algorithm>
@@ -14,7 +14,7 @@
 
 namespace tbptt::jax {
 
-// (params, grads, states of each kind, [lr, step]) -> (params, states of each kind, norm of all gradients).
+// (params, grads, states of each kind, [lr, step, eps]) -> (params, states of each kind, norm of all gradients).
 template <class T>
 class Lists {
    public:
@@ -32,9 +32,10 @@ class Lists {
             arrays_[i].grad = call.input<T>(sizes.begin()[i]);
         }
         for (const auto member : states) take(member);
-        const T* scalars = call.input<T>(2);
+        const T* scalars = call.input<T>(3);
         lr = static_cast<double>(scalars[0]);
         step = static_cast<double>(scalars[1]);
+        eps = static_cast<double>(scalars[2]);
         for (std::size_t i = 0; i < given.size(); ++i) {
             OptimizerArray<T>& array = arrays_[i % arrays_.size()];
             T* const to = call.output<T>(array.count);
@@ -49,7 +50,6 @@ class Lists {
     // step(list) makes the update, unless a gradient is not finite: the norm is NaN then, and nothing changes.
     template <class Step>
     void update(const Call& call, const Step& make_step) const {
-        constexpr double torch_eps = 1e-6;  // as in torch.nn.utils.clip_grad_norm_
         const auto max_norm = call.option<double>("max_norm"), clip_value = call.option<double>("clip_value");
         double norm = 0;
         int64_t non_finite = -1;
@@ -57,11 +57,11 @@ class Lists {
         kernels<T>().gradient_norm({list, &norm, &non_finite});
         *norm_ = static_cast<T>(norm);
         if (std::isnan(norm)) return;
-        list.factor = std::min(1.0, max_norm / (norm + torch_eps));
+        list.factor = std::min(1.0, max_norm / (norm + call.option<double>("norm_eps")));
         make_step(list);
     }
 
-    double lr, step;
+    double lr, step, eps;
 
    private:
     std::vector<OptimizerArray<T>> arrays_;
@@ -74,8 +74,12 @@ struct SgdOp {
         const auto mu = call.option<double>("mu");
         const Lists<T> lists = mu > 0 ? Lists<T>(call, {&OptimizerArray<T>::first}) : Lists<T>(call, {});
         const python::SgdOptions options{lists.lr, mu, call.option<double>("dampening"),
-                                         call.option<double>("weight_decay"), call.option<bool>("nesterov")};
-        lists.update(call, [&](const Parameters<T>& list) { kernels<T>().sgd_step(options.step(list)); });
+                                         call.option<double>("weight_decay"), call.option<bool>("nesterov"),
+                                         call.option<bool>("velocity")};
+        lists.update(call, [&](Parameters<T> list) {
+            list.factor *= options.factor();
+            kernels<T>().sgd_step(options.step(list));
+        });
     }
 };
 
@@ -89,7 +93,7 @@ struct AdamOp {
         const python::AdamOptions options{lists.lr,
                                           call.option<double>("beta1"),
                                           call.option<double>("beta2"),
-                                          call.option<double>("eps"),
+                                          lists.eps,
                                           call.option<double>("weight_decay"),
                                           call.option<bool>("decoupled")};
         lists.update(

@@ -101,9 +101,11 @@ def sgd_step(
     mu: float = 0.0,
     dampening: float = 0.0,
     nesterov: bool = False,
+    velocity: bool = False,
     weight_decay: float = 0.0,
     max_norm: float | None = None,
     clip_value: float | None = None,
+    norm_eps: float = 1e-6,
 ) -> SgdStep:
     """`tbptt_fast.sgd_step` as a function of JAX arrays.
 
@@ -112,8 +114,10 @@ def sgd_step(
             needed with mu > 0 alone, and None without.
         lr: the learning rate, which may be traced.
         mu, dampening, nesterov, weight_decay: as in torch.optim.SGD; mu is the momentum's factor.
+        velocity: momentum that holds the rates of its steps, see `tbptt_fast.sgd_step`.
         max_norm: clip gradients by their global norm to this.
         clip_value: first clip every value to at most this.
+        norm_eps: added to the norm that is divided by, in PyTorch 1e-6, in Keras 0.
 
     Returns:
         `SgdStep`. Where a gradient is not finite nothing changes, and the norm is NaN.
@@ -139,13 +143,15 @@ def sgd_step(
     (new, *moved), norm = _update(
         op,
         [params, grads, *states],
-        (lr, 1.0),
+        (lr, 1.0, 0.0),
         mu=mu,
         dampening=_within(op, "dampening", dampening, -math.inf, math.inf),
         nesterov=bool(nesterov),
+        velocity=bool(velocity),
         weight_decay=_within(op, "weight_decay", weight_decay, 0.0, math.inf),
         max_norm=_positive(op, "max_norm", max_norm),
         clip_value=_positive(op, "clip_value", clip_value),
+        norm_eps=_within(op, "norm_eps", norm_eps, 0.0, math.inf),
     )
     unused = None if momentum is None else list(momentum)
     return SgdStep(new, moved[0] if moved else unused, norm)
@@ -162,11 +168,12 @@ def adam_step(
     *,
     beta1: float = 0.9,
     beta2: float = 0.999,
-    eps: float = 1e-8,
+    eps: Scalar = 1e-8,
     weight_decay: float = 0.0,
     decoupled: bool = False,
     max_norm: float | None = None,
     clip_value: float | None = None,
+    norm_eps: float = 1e-6,
 ) -> AdamStep:
     """`tbptt_fast.adam_step` as a function of JAX arrays.
 
@@ -175,9 +182,11 @@ def adam_step(
         max_exp_avg_sq: the same for amsgrad, or None.
         step: the number of this update, from 1, which may be traced.
         lr: the learning rate, which may be traced.
-        beta1, beta2, eps, weight_decay: as in torch.optim.Adam; decoupled: as in AdamW.
+        beta1, beta2, weight_decay: as in torch.optim.Adam; decoupled: as in AdamW.
+        eps: the same, which may be traced.
         max_norm: clip gradients by their global norm to this.
         clip_value: first clip every value to at most this.
+        norm_eps: added to the norm that is divided by, in PyTorch 1e-6, in Keras 0.
 
     Returns:
         `AdamStep`. Where a gradient is not finite nothing changes, and the norm is NaN.
@@ -197,17 +206,19 @@ def adam_step(
     op = "adam_step"
     amsgrad = max_exp_avg_sq is not None
     states = [exp_avg, exp_avg_sq, *([max_exp_avg_sq] if max_exp_avg_sq is not None else [])]
+    if not isinstance(eps, jax.Array):
+        eps = _within(op, "eps", eps, 0.0, math.inf)
     (new, first, second, *third), norm = _update(
         op,
         [params, grads, *states],
-        (lr, step),
+        (lr, step, eps),
         amsgrad=amsgrad,
         beta1=_within(op, "beta1", beta1, 0.0, 1.0),
         beta2=_within(op, "beta2", beta2, 0.0, 1.0),
-        eps=_within(op, "eps", eps, 0.0, math.inf),
         weight_decay=_within(op, "weight_decay", weight_decay, 0.0, math.inf),
         decoupled=bool(decoupled),
         max_norm=_positive(op, "max_norm", max_norm),
         clip_value=_positive(op, "clip_value", clip_value),
+        norm_eps=_within(op, "norm_eps", norm_eps, 0.0, math.inf),
     )
     return AdamStep(new, first, second, third[0] if third else None, norm)

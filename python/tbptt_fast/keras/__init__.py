@@ -22,12 +22,15 @@ if int(_keras.__version__.split(".")[0]) < 3:
 
 from .convolution import Conv1D, Conv2D
 from .convrecurrent import ConvLSTM2D
+from .optimizers import Adam, ClippedSGD
 from .recurrent import GRU, LSTM, SimpleRNN
 from .swap import SwapReport, accelerate, decelerate, swap_report
 
 __all__ = [
     "GRU",
     "LSTM",
+    "Adam",
+    "ClippedSGD",
     "Conv1D",
     "Conv2D",
     "ConvLSTM2D",

@@ -80,6 +80,7 @@ class SGD(Fused, torch.optim.SGD):
             # The first momentum is the gradient, undamped.
             0.0 if batch.stage == 0 else option(group, "dampening"),
             bool(group["nesterov"]),
+            False,
             option(group, "weight_decay"),
             bool(group["maximize"]),
             max_norm,

@@ -13,8 +13,7 @@ from . import cases, convrecurrent_cases
 from .cases import assert_identical
 
 jax = pytest.importorskip("jax")
-
-import tbptt_fast.jax as ours  # noqa: E402
+ours = pytest.importorskip("tbptt_fast.jax")
 
 if not ours.available():
     pytest.skip("built without the functions for JAX", allow_module_level=True)

@@ -38,7 +38,7 @@ LAYERS: dict[str, Any] = {
         (P(None, "batch"), P("batch")),
     ),
     "conv2d": (
-        lambda w, x: ours.conv2d(x, *w, padding="same", activation="tanh"),
+        lambda w, x: ours.conv2d(x, w[0], w[1], padding="same", activation="tanh"),
         (normal(4, 2, 3, 3), normal(4)),
         (IMAGES[0],),
         (P("batch"),),

@@ -14,10 +14,6 @@ import pytest
 from .keras_cases import BACKEND, keras
 
 optimizers = pytest.importorskip("tbptt_fast.keras.optimizers")
-# Keras's variables, as NumPy 2 sees them.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:__array__ implementation doesn't:DeprecationWarning"
-)
 ClippedSGD, Adam = optimizers.ClippedSGD, optimizers.Adam
 SHAPES = ((), (3, 4), (90, 91))
 STEPS = 4

@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from .keras_cases import BACKEND, keras
+from .keras_cases import BACKEND, keras, ours
 
-optimizers = pytest.importorskip("tbptt_fast.keras.optimizers")
-ClippedSGD, Adam = optimizers.ClippedSGD, optimizers.Adam
+ClippedSGD, Adam = ours.ClippedSGD, ours.Adam
 SHAPES = ((), (3, 4), (90, 91))
 STEPS = 4
 

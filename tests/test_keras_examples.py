@@ -28,8 +28,6 @@ import keras_digits  # noqa: E402
 import tbptt_fast  # noqa: E402
 
 BATCH = 32
-# Keras's variables, as NumPy 2 sees them.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 
 def curve(model: Any, data: Any, epochs: int, step: Callable[[list[Any], float], None]) -> Any:

@@ -11,14 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from .keras_cases import BACKEND, keras
+from .keras_cases import BACKEND, keras, ours
 
-optimizers = pytest.importorskip("tbptt_fast.keras.optimizers")
-# Keras's variables, as NumPy 2 sees them.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:__array__ implementation doesn't:DeprecationWarning"
-)
-ClippedSGD, Adam = optimizers.ClippedSGD, optimizers.Adam
+ClippedSGD, Adam = ours.ClippedSGD, ours.Adam
 SHAPES = ((), (3, 4), (90, 91))
 STEPS = 4
 

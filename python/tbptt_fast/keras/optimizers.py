@@ -172,7 +172,7 @@ class ClippedSGD(_Fused, keras.optimizers.SGD):
 
     >>> w = keras.Variable([1.0, 1.0])
     >>> ClippedSGD(0.5).apply([keras.ops.array([3.0, 4.0])], [w])
-    >>> keras.ops.convert_to_numpy(w).round(3).tolist()
+    >>> keras.ops.convert_to_numpy(w).astype("float64").round(3).tolist()
     [0.7, 0.6]
     """
 
@@ -266,7 +266,7 @@ class Adam(_Fused, keras.optimizers.Adam):
 
     >>> w = keras.Variable([1.0, 1.0])
     >>> Adam(0.1).apply([keras.ops.array([0.3, -0.4])], [w])
-    >>> keras.ops.convert_to_numpy(w).round(3).tolist()
+    >>> keras.ops.convert_to_numpy(w).astype("float64").round(3).tolist()
     [0.9, 1.1]
     """
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from itertools import chain
 from statistics import geometric_mean
 from typing import Any
 
@@ -12,12 +12,16 @@ from . import ours
 from .options import LayerPeers, Options, on_threads, progress
 from .peers_jax import TASKS, JaxSide
 from .problem import Problem
-from .report import Section, milliseconds, times
+from .report import Section, milliseconds, percent, times
 from .timing import Side, Spread, Timing
 
 FORWARD, BOTH = TASKS
 WINDOWS = ((256, 16, 128, 128), (1024, 8, 64, 64))
 CHUNK = 16
+COLUMNS = (
+    *("layer", "T, B, I, H", "threads", "ours ms", "of FMA peak"),
+    *("lax.scan ms", "of FMA peak", "vs lax.scan"),
+)
 
 
 def run(options: Options) -> list[Section]:
@@ -33,23 +37,27 @@ def timed(options: Options, peers: LayerPeers, problem: Problem, threads: int) -
     sides: list[Side] = [JaxSide(worker, problem, name) for name in ("ours", "jax")]
     for side in sides:
         ours.verify(side, problem)
-    return options.time(sides, BOTH, threads, peak=False)
+    return options.time(sides, BOTH, threads)
 
 
-def add(section: Section, label: Sequence[str], timing: Timing) -> Spread:
+def add(section: Section, problem: Problem, threads: int, timing: Timing) -> float:
+    """A line of the table; returns the ratio."""
+    label = [problem.cell.upper(), problem.shape, str(threads)]
     ratio = timing.ratio("jax")
-    seconds = {side: timing.spread(side) for side in timing.seconds}
-    progress(f"{', '.join(label)}: {times(ratio)}")
-    medians = (milliseconds(seconds[side].median) for side in ("ours", "jax"))
-    section.rows.append([*label, *medians, times(ratio)])
-    section.records.append({"label": list(label), "seconds": seconds, "ratio": ratio})
-    return ratio
+    seconds = {side: timing.spread(side) for side in ("ours", "jax")}
+    shares = {side: timing.share(3 * problem.forward_flops, side) for side in seconds}
+    progress(f"{', '.join(label)}: {times(ratio)}, lax.scan {percent(shares['jax'])} of peak")
+    cells = ((milliseconds(seconds[side].median), percent(shares[side])) for side in seconds)
+    section.rows.append([*label, *chain.from_iterable(cells), times(ratio)])
+    record = {"label": label, "seconds": seconds, "share_of_peak": shares, "ratio": ratio}
+    section.records.append(record)
+    return ratio.median
 
 
 def layers(options: Options, peers: LayerPeers) -> list[Section]:
     section = Section(
         title="Within jit, forward and backward with all gradients",
-        columns=["layer", "T, B, I, H", "threads", "ours ms", "lax.scan ms", "vs lax.scan"],
+        columns=COLUMNS,
     )
     summary = Section(
         title="Within jit, summary",
@@ -62,8 +70,7 @@ def layers(options: Options, peers: LayerPeers) -> list[Section]:
             for shape in shapes:
                 problem = Problem(cell, *shape)
                 timing = timed(options, peers, problem, threads)
-                label = [cell.upper(), problem.shape, str(threads)]
-                ratios[problem.shape] = add(section, label, timing).median
+                ratios[problem.shape] = add(section, problem, threads, timing)
             smallest = min(ratios, key=lambda shape: ratios[shape])
             found = (
                 f"{ratios[smallest]:.2f} at ({smallest})",
@@ -76,7 +83,7 @@ def layers(options: Options, peers: LayerPeers) -> list[Section]:
 def windows(options: Options, peers: LayerPeers) -> Section:
     section = Section(
         title=f"Within jit, gradients truncated to windows of {CHUNK} steps",
-        columns=["layer", "T, B, I, H", "threads", "ours ms", "lax.scan ms", "vs lax.scan"],
+        columns=COLUMNS,
         note="Ours is one call with truncation; lax.scan is a loop over windows whose state "
         "carries no gradient.",
     )
@@ -84,8 +91,7 @@ def windows(options: Options, peers: LayerPeers) -> Section:
         for shape in WINDOWS[:1] if options.quick else WINDOWS:
             problem = Problem(cell, *shape, chunk=CHUNK)
             for threads in options.threads:
-                label = [cell.upper(), problem.shape, str(threads)]
-                add(section, label, timed(options, peers, problem, threads))
+                add(section, problem, threads, timed(options, peers, problem, threads))
     return section
 
 

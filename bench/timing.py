@@ -58,9 +58,9 @@ class Timing:
         pairs = zip(self.seconds[peer], self.seconds[base], strict=True)
         return Spread.of([slow / fast for slow, fast in pairs])
 
-    def share(self, flops: float) -> Spread:
-        """Our share of the FMA peak that the machine had at that moment."""
-        pairs = zip(self.peaks, self.seconds["ours"], strict=True)
+    def share(self, flops: float, side: str = "ours") -> Spread:
+        """A side's share of the FMA peak that the machine had in that round."""
+        pairs = zip(self.peaks, self.seconds[side], strict=True)
         return Spread.of([flops / seconds / (peak * 1e9) for peak, seconds in pairs])
 
     def fastest_peer(self, peers: Sequence[str]) -> str | None:

@@ -11,6 +11,8 @@
 #include <string>
 #include <string_view>
 
+#include "../../memory.h"
+
 namespace tbptt::jax {
 
 namespace ffi = xla::ffi;
@@ -41,12 +43,12 @@ class Call {
     }
     template <class T>
     T* output(int64_t count) {
-        return take<T>(next_output(), count);
+        return take_new<T>(next_output(), count);
     }
     template <class T>
     T* optional_output(int64_t count) {
         const ffi::AnyBuffer given = next_output();
-        return given.element_count() == 0 ? nullptr : take<T>(given, count);
+        return given.element_count() == 0 ? nullptr : take_new<T>(given, count);
     }
     std::size_t inputs_left() const { return inputs_.size() - inputs_taken_; }
 
@@ -93,6 +95,15 @@ class Call {
             refuse("expected an array of " + std::to_string(count) + " elements, got " +
                    std::to_string(given.element_count()));
         return static_cast<T*>(given.untyped_data());
+    }
+
+    // XLA gets large results from the system for every call, and the first touch of small pages would take a tenth of the
+    // time of the pass that fills them.
+    template <class T>
+    static T* take_new(const ffi::AnyBuffer& given, int64_t count) {
+        T* found = take<T>(given, count);
+        prefer_huge_pages(found, static_cast<std::size_t>(count) * sizeof(T));
+        return found;
     }
 
     const ffi::RemainingArgs& inputs_;

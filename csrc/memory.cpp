@@ -85,6 +85,16 @@ void* fresh(std::size_t capacity) {
 
 }  // namespace
 
+void prefer_huge_pages(void* begin, std::size_t bytes) {
+#if defined(__linux__)
+    const auto address = reinterpret_cast<std::uintptr_t>(begin);
+    const std::uintptr_t first = round_up(address, huge_page), end = (address + bytes) / huge_page * huge_page;
+    if (first < end) madvise(reinterpret_cast<void*>(first), end - first, MADV_HUGEPAGE);
+#else
+    (void)begin, (void)bytes;
+#endif
+}
+
 void* allocate(std::size_t bytes) {
     if (bytes > std::numeric_limits<std::size_t>::max() / 4) throw std::bad_alloc();
     const std::size_t capacity = size_class(bytes);

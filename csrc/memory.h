@@ -11,6 +11,9 @@ void* allocate(std::size_t bytes);
 // Returns a block of `allocate` (or nullptr) to the cache. Any thread may release.
 void release(void* block) noexcept;
 
+// Asks for huge pages where a range fills them: for memory of others that is about to be written, and may be new.
+void prefer_huge_pages(void* begin, std::size_t bytes);
+
 struct MemoryStats {
     std::size_t in_use;  // bytes handed out
     std::size_t cached;  // bytes kept for reuse

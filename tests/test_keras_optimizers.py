@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from .conftest import OTHER_BACKEND
 from .keras_cases import BACKEND, keras, ours
 
 ClippedSGD, Adam = ours.ClippedSGD, ours.Adam
@@ -300,7 +301,7 @@ def test_gradients_that_are_not_finite(cls: Any, bad: float) -> None:
             np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.skipif(BACKEND != "torch", reason="how PyTorch lays out tensors")
+@pytest.mark.skipif(BACKEND != "torch", reason=f"{OTHER_BACKEND}: how PyTorch lays out tensors")
 def test_a_transposed_tensor_is_updated() -> None:
     variable = keras.Variable(np.zeros((3, 4), np.float32))
     variable.value.data = variable.value.data.T.contiguous().T
@@ -310,7 +311,7 @@ def test_a_transposed_tensor_is_updated() -> None:
     assert variable.value._version > version
 
 
-@pytest.mark.skipif(BACKEND != "tensorflow", reason="XLA of TensorFlow")
+@pytest.mark.skipif(BACKEND != "tensorflow", reason=f"{OTHER_BACKEND}: XLA of TensorFlow")
 def test_tensorflow_refusals() -> None:
     with pytest.raises(
         ValueError, match="ClippedSGD: expected a model compiled with jit_compile=F"
@@ -323,7 +324,9 @@ def test_tensorflow_refusals() -> None:
             Adam().build([keras.Variable([1.0])])
 
 
-@pytest.mark.skipif(BACKEND != "tensorflow", reason="sparse gradients of TensorFlow")
+@pytest.mark.skipif(
+    BACKEND != "tensorflow", reason=f"{OTHER_BACKEND}: sparse gradients of TensorFlow"
+)
 @both
 def test_sparse_gradients_are_added_up(cls: Any) -> None:
     import tensorflow as tf

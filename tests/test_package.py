@@ -174,8 +174,9 @@ def test_readme_commands_and_example() -> None:
     examples = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
     assert examples
     for example in examples:
-        if "import torch" in example:
-            pytest.importorskip("torch")
+        for framework in ("jax", "keras", "torch"):
+            if f"import {framework}" in example:
+                imported(f"tbptt_fast.{framework}")
         assert python(example)
 
 

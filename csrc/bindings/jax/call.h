@@ -15,6 +15,8 @@
 #include <string>
 #include <string_view>
 
+#include "../../memory.h"
+
 namespace tbptt::jax {
 
 using std::int64_t;
@@ -44,8 +46,9 @@ struct Integers {
 
 class Call {
    public:
-    // `stream`: of a device, on which the call puts its work; null on the host
-    Call(const XLA_FFI_CallFrame& frame, void* stream) : frame_(frame), stream_(stream) {}
+    // `stream`: of a device, on which the call puts its work
+    Call(const XLA_FFI_CallFrame& frame, bool on_host, void* stream)
+        : frame_(frame), on_host_(on_host), stream_(stream) {}
 
     void* stream() const { return stream_; }
 
@@ -62,12 +65,12 @@ class Call {
     }
     template <class T>
     T* output(int64_t count) {
-        return take<T>(next_output(), count);
+        return take_new<T>(next_output(), count);
     }
     template <class T>
     T* optional_output(int64_t count) {
         const XLA_FFI_Buffer& given = next_output();
-        return elements(given) == 0 ? nullptr : take<T>(given, count);
+        return elements(given) == 0 ? nullptr : take_new<T>(given, count);
     }
     // After the last one: what nobody takes, nobody has checked or filled.
     void no_more() const {
@@ -159,7 +162,17 @@ class Call {
         return static_cast<T*>(given.data);
     }
 
+    // XLA gets large results from the system for every call, and the first touch of small pages would take a tenth of the
+    // time of the pass that fills them.
+    template <class T>
+    T* take_new(const XLA_FFI_Buffer& given, int64_t count) const {
+        T* const found = take<T>(given, count);
+        if (on_host_) prefer_huge_pages(found, static_cast<std::size_t>(count) * sizeof(T));
+        return found;
+    }
+
     const XLA_FFI_CallFrame& frame_;
+    bool on_host_;
     void* stream_;
     int64_t inputs_taken_ = 0, outputs_taken_ = 0;
 };
@@ -211,7 +224,7 @@ XLA_FFI_Error* handle(XLA_FFI_CallFrame* frame) try {
     if (has_stream)
         if (XLA_FFI_Error* const failed = find_stream(*frame, stream)) return failed;
     const DefaultArithmetic arithmetic;
-    Call call(*frame, stream);
+    Call call(*frame, !has_stream, stream);
     call.is_double() ? Op::run(call, double()) : Op::run(call, float());
     return nullptr;
 } catch (const std::bad_alloc&) {

@@ -73,8 +73,11 @@ struct SgdOp {
     static void run(Call& call, T) {
         const auto mu = call.option<double>("mu");
         const Lists<T> lists = mu > 0 ? Lists<T>(call, {&OptimizerArray<T>::first}) : Lists<T>(call, {});
-        const python::SgdOptions options{lists.lr, mu, call.option<double>("dampening"),
-                                         call.option<double>("weight_decay"), call.option<bool>("nesterov"),
+        const python::SgdOptions options{lists.lr,
+                                         mu,
+                                         call.option<double>("dampening"),
+                                         call.option<double>("weight_decay"),
+                                         call.option<bool>("nesterov"),
                                          call.option<bool>("velocity")};
         lists.update(call, [&](Parameters<T> list) {
             list.factor *= options.factor();
@@ -90,12 +93,9 @@ struct AdamOp {
         const bool amsgrad = call.option<bool>("amsgrad");
         const Lists<T> lists = amsgrad ? Lists<T>(call, {&Array::first, &Array::second, &Array::third})
                                        : Lists<T>(call, {&Array::first, &Array::second});
-        const python::AdamOptions options{lists.lr,
-                                          call.option<double>("beta1"),
-                                          call.option<double>("beta2"),
-                                          lists.eps,
-                                          call.option<double>("weight_decay"),
-                                          call.option<bool>("decoupled")};
+        const python::AdamOptions options{
+            lists.lr,  call.option<double>("beta1"),        call.option<double>("beta2"),
+            lists.eps, call.option<double>("weight_decay"), call.option<bool>("decoupled")};
         lists.update(
             call, [&](const Parameters<T>& list) { kernels<T>().adam_step(options.step(list, lists.step, amsgrad)); });
     }

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import tbptt_fast as tf
+from tbptt_fast.cuda import _module
 
 from .cuda_cases import EmulatedDevice, emulated_module
 
@@ -120,3 +121,33 @@ def test_convrecurrent(on_device: None, cell: str, gates: int, recompute: bool) 
     wanted += [expected.peephole] if more else []
     for one, other in zip(jax.tree.leaves(pullback(grad)), wanted, strict=True):
         close(one, other)
+
+
+@pytest.mark.parametrize("precision", ["highest", "default"])
+def test_programs_for_gpus(monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
+    """What XLA is given for a GPU, on a machine that has none."""
+    monkeypatch.setattr(_module, "native", emulated_module)
+    _targets.register_cuda.cache_clear()
+    x, w_hh = np.ones((3, 2, 4), np.float32), np.ones((20, 5), np.float32)
+
+    def total(w_ih: Any) -> Any:
+        return backend.lstm(x, None, w_ih, w_hh)[0].sum()
+
+    with jax.default_matmul_precision(precision):
+        traced = jax.jit(jax.grad(total)).trace(np.ones((20, 4), np.float32))
+        program = traced.lower(lowering_platforms=("cuda",)).as_text()
+    for name in ("tbptt_fast_recurrent_forward", "tbptt_fast_recurrent_backward"):
+        assert program.count(f"@{name}") == 1
+    assert program.count(f"exact = {'true' if precision == 'highest' else 'false'}") == 2
+    _targets.register_cuda.cache_clear()
+
+
+def test_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> Any:
+        raise RuntimeError("tbptt_fast.cuda: no NVIDIA driver was found")
+
+    monkeypatch.setattr(_module, "native", missing)
+    _targets.register_cuda.cache_clear()
+    traced = jax.jit(lambda x: backend.conv1d(x, x)).trace(np.ones((1, 1, 3), np.float32))
+    with pytest.raises(RuntimeError, match="no NVIDIA driver was found"):
+        traced.lower(lowering_platforms=("cuda",))

@@ -14,10 +14,13 @@ On TensorFlow the kernels are called from Python (`tf.numpy_function`): layers r
 try:
     import keras as _keras
 except ImportError as error:
-    raise ImportError("tbptt_fast.keras needs Keras 3: pip install 'tbptt_fast[keras]'") from error
-if int(_keras.__version__.split(".")[0]) < 3:
     raise ImportError(
-        f"tbptt_fast.keras needs Keras 3, got {_keras.__version__}: pip install 'tbptt_fast[keras]'"
+        "tbptt_fast.keras needs Keras 3.12 or later: pip install 'tbptt_fast[keras]'"
+    ) from error
+if tuple(int(part) for part in _keras.__version__.split(".")[:2]) < (3, 12):
+    raise ImportError(
+        f"tbptt_fast.keras needs Keras 3.12 or later, got {_keras.__version__}: "
+        "pip install 'tbptt_fast[keras]'"
     )
 
 from .convolution import Conv1D, Conv2D

@@ -357,6 +357,8 @@ def test_no_call_of_xla_crashes(target: str, monkeypatch: pytest.MonkeyPatch) ->
             native.refused(**{kind: [*arrays, ((1,), np.float32)]})
         native.refused(inputs=[])
         for name, value in native.options.items():
+            if name == "exact":
+                continue  # which is read on GPUs alone
             rest = {key: other for key, other in native.options.items() if key != name}
             native.refused(f"expected the option {name}", options=rest)
             native.refused(f"expected the option {name}", options=rest | {name: np.float32(1)})

@@ -59,7 +59,10 @@ def test_wheels_are_tested() -> None:
     assert section["test-command"] == "python -m pytest {project}/tests"
     assert set(section["test-requires"]) < set(extras["optional-dependencies"]["test"])
     assert not any("skip" in key for key in section)
-    assert section["config-settings"] == {"cmake.define.TBPTT_FAST_CUDA": "OFF"}
+    assert section["config-settings"] == {
+        "cmake.define.TBPTT_FAST_CUDA": "OFF",
+        "cmake.define.TBPTT_FAST_JAX": "ON",
+    }
 
 
 def test_only_a_tag_publishes_and_only_that_job_may() -> None:

@@ -20,6 +20,15 @@ supports_jit = True
 _ACTIVATIONS = {"relu": torch.relu, "tanh": torch.tanh, "sigmoid": torch.sigmoid}
 
 
+def _in_order(*tensors: Tensor | None) -> list[Tensor | None]:
+    """Contiguous tensors: turned ones would be copied in the backward pass again.
+
+    PyTorch copies on all of its threads, which then wait for more work, spinning, while the pass
+    wants their processors.
+    """
+    return [None if tensor is None else tensor.contiguous() for tensor in tensors]
+
+
 def recurrent(
     cell: Cell,
     x: Tensor,
@@ -29,7 +38,8 @@ def recurrent(
     truncation: list[int] | None,
 ) -> tuple[Tensor, ...]:
     check_device(cell, x=x)
-    return recurrent_ops.run_layer(cell, x, states, weights, is_init, truncation)
+    given = _in_order(*states), _in_order(*weights)
+    return recurrent_ops.run_layer(cell, x.contiguous(), *given, is_init, truncation)
 
 
 def convlstm(

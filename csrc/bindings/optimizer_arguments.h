@@ -26,7 +26,8 @@ struct SgdOptions {
     double factor() const { return velocity ? -lr : 1; }
 
     template <class T>
-    SgdStep<T> step(const Parameters<T>& list) const {
+    SgdStep<T> step(Parameters<T> list) const {
+        list.factor *= factor();
         return {list, velocity ? -1 : lr, mu, factor() * weight_decay, 1 - dampening, nesterov};
     }
 };

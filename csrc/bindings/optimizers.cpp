@@ -72,10 +72,8 @@ py::tuple sgd_step(py::handle params, py::handle grads, py::handle momentum, py:
         using T = decltype(zero);
         ArrayLists<T> lists(op, params);
         add_sgd_lists(lists, grads, momentum, options);
-        return run<T>(lists, gradients, op, [&](Parameters<T> list) {
-            list.factor *= options.factor();
-            kernels<T>().sgd_step(options.step(list));
-        });
+        return run<T>(lists, gradients, op,
+                      [&](const Parameters<T>& list) { kernels<T>().sgd_step(options.step(list)); });
     });
 }
 

@@ -30,6 +30,11 @@ def read_truncation(given: Truncation) -> list[int] | None:
     return [k1, k2]
 
 
+def state_names(cell: Cell) -> tuple[str, ...]:
+    """Those of a cell's states, in the order of arguments."""
+    return ("h", "c") if cell == "lstm" else ("h",)
+
+
 def plain_cell(op: str, nonlinearity: str) -> Cell:
     """The plain cell of a nonlinearity; it is part of the operator's name."""
     if nonlinearity not in ("tanh", "relu"):

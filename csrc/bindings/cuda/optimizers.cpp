@@ -114,8 +114,7 @@ py::object sgd_step(py::handle place, py::handle params, py::handle grads, py::h
         using T = decltype(zero);
         DeviceLists<T> lists(op, params, DeviceItems<T>(c));
         add_sgd_lists(lists, grads, momentum, options);
-        return run<T>(c, lists, clipping, norm, op, [&](Parameters<T> list, const cuda::ClipByNorm& clip) {
-            list.factor *= options.factor();
+        return run<T>(c, lists, clipping, norm, op, [&](const Parameters<T>& list, const cuda::ClipByNorm& clip) {
             cuda::sgd_step(options.step(list), clip, c.call());
         });
     });

@@ -79,10 +79,7 @@ struct SgdOp {
                                          call.option<double>("weight_decay"),
                                          call.option<bool>("nesterov"),
                                          call.option<bool>("velocity")};
-        lists.update(call, [&](Parameters<T> list) {
-            list.factor *= options.factor();
-            kernels<T>().sgd_step(options.step(list));
-        });
+        lists.update(call, [&](const Parameters<T>& list) { kernels<T>().sgd_step(options.step(list)); });
     }
 };
 

@@ -7,6 +7,8 @@ from typing import Any
 
 from jax import numpy as jnp
 
+from .._options import read_truncation
+from .._types import Truncation
 from ._primitives import Shape
 
 
@@ -47,6 +49,12 @@ def pair_of_states(op: str, hx: Any) -> tuple[Any, Any]:
     if len(hx) != 2:
         raise ValueError(f"{op}: hx: expected a pair (h, c), got {len(hx)} items")
     return hx[0], hx[1]
+
+
+def read_windows(truncation: Truncation) -> tuple[int, int] | None:
+    """None, or (k1, k2), which is hashable; errors are those of `read_truncation`."""
+    read = read_truncation(truncation)
+    return None if read is None else (read[0], read[1])
 
 
 def check_shapes(

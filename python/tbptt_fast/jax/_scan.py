@@ -12,7 +12,7 @@ from typing import Any
 import jax
 from jax import numpy as jnp
 
-from .._options import Cell
+from .._options import Cell, state_names
 
 
 def _pass(state: Any, scale: Any) -> Any:
@@ -52,7 +52,7 @@ def scan_layer(cell: Cell, arrays: dict[str, Any], truncation: tuple[int, int] |
     """The results of `rnn`, `gru` or `lstm` for checked arrays."""
     x, w_ih, w_hh = (arrays[name] for name in ("x", "w_ih", "w_hh"))
     steps, batch = x.shape[:2]
-    names = ("h", "c") if cell == "lstm" else ("h",)
+    names = state_names(cell)
     zeros = jnp.zeros((batch, w_hh.shape[1]), x.dtype)
     first = tuple(arrays.get(name, zeros) for name in names)
     products = x @ w_ih.T

@@ -9,10 +9,10 @@ from typing import Any, ClassVar, Literal, TypeAlias
 import jax
 
 from .. import _native
-from .._options import Cell, plain_cell, read_truncation
+from .._options import Cell, plain_cell, state_names
 from .._types import Layout, Truncation
 from . import _targets
-from ._check import as_arrays, check_shapes, pair_of_states
+from ._check import as_arrays, check_shapes, pair_of_states, read_windows
 from ._primitives import Shape, Values, run_layer
 
 __all__ = ["convgru", "convlstm", "convrnn"]
@@ -37,7 +37,7 @@ class ConvRecurrentCall:
 
     @property
     def states(self) -> tuple[str, ...]:
-        return ("h", "c") if self.cell == "lstm" else ("h",)
+        return state_names(self.cell)
 
     @property
     def _layer(self) -> tuple[str, ...]:
@@ -125,17 +125,25 @@ def _run(
     layout: Layout,
     recompute: bool,
 ) -> list[Array]:
-    names = ("h", "c") if cell == "lstm" else ("h",)
     given = dict(
         zip(
-            ("x", *names, "w_ih", "w_hh", "b_ih", "b_hh", "peephole", "is_init", "carry_scale"),
+            (
+                "x",
+                *state_names(cell),
+                "w_ih",
+                "w_hh",
+                "b_ih",
+                "b_hh",
+                "peephole",
+                "is_init",
+                "carry_scale",
+            ),
             (x, *states, *weights, is_init, carry_scale),
             strict=True,
         )
     )
     arrays = as_arrays(op, given, required=("x", "w_ih", "w_hh"), masks=("is_init",))
-    read = read_truncation(truncation)
-    windows = None if read is None else (read[0], read[1])
+    windows = read_windows(truncation)
     pair = dilation if isinstance(dilation, int) else (dilation[0], dilation[1])
     call = ConvRecurrentCall(op, cell, tuple(arrays), windows, pair, layout, recompute)
     _targets.check_available(op)

@@ -8,10 +8,10 @@ from typing import Any, ClassVar, Literal, TypeAlias
 
 import jax
 
-from .._options import Cell, plain_cell, read_truncation
+from .._options import Cell, plain_cell, state_names
 from .._types import Truncation
 from . import _targets
-from ._check import as_arrays, check_shapes, pair_of_states
+from ._check import as_arrays, check_shapes, pair_of_states, read_windows
 from ._primitives import Shape, Values, run_layer
 from ._scan import scan_layer
 
@@ -40,7 +40,7 @@ class RecurrentCall:
 
     @property
     def states(self) -> tuple[str, ...]:
-        return ("h", "c") if self.cell == "lstm" else ("h",)
+        return state_names(self.cell)
 
     def _sizes(self, shapes: Values) -> tuple[int, int, int, int]:
         steps, batch, inputs = shapes["x"]
@@ -107,18 +107,16 @@ def _run(
     carry_scale: Any,
     backend: Backend,
 ) -> list[Array]:
-    names = ("h", "c") if cell == "lstm" else ("h",)
     given = dict(
         zip(
-            ("x", *names, "w_ih", "w_hh", "b_ih", "b_hh", "is_init", "carry_scale"),
+            ("x", *state_names(cell), "w_ih", "w_hh", "b_ih", "b_hh", "is_init", "carry_scale"),
             (x, *states, *weights, is_init, carry_scale),
             strict=True,
         )
     )
     arrays = as_arrays(op, given, required=("x", "w_ih", "w_hh"), masks=("is_init",))
     check_shapes(op, arrays, {"x": 3, "w_hh": 2}, lambda shapes: _expected(op, cell, shapes))
-    read = read_truncation(truncation)
-    windows = None if read is None else (read[0], read[1])
+    windows = read_windows(truncation)
     if backend == "scan":
         return scan_layer(cell, arrays, windows)
     if backend != "ffi":

@@ -17,6 +17,8 @@ HOT = (
     "walk_backward",
     "cluster_forward",
     "cluster_backward",
+    "tiles_forward",
+    "tiles_backward",
     "multiply_matrices",
     "correlate",
     "depthwise",
@@ -25,7 +27,7 @@ HOT = (
 )
 
 # Those that have to be there in bfloat16, too.
-IN_BFLOAT16 = HOT[:7]
+IN_BFLOAT16 = HOT[:9]
 
 FOREIGN = re.compile(r"\b(cu(dnn|blas|solver|rand|fft)\w*|cu[A-Z]\w+|.*(torch|c10|nccl).*)$", re.I)
 LIBRARIES = re.compile(r"libc\.so|libm\.so|libdl|librt|libpthread|linux-vdso|ld-linux|libgcc_s")

@@ -24,7 +24,7 @@ struct NormalizedRows {
 };
 
 template <class T, int L, bool Block>
-__global__ void __launch_bounds__(512) normalize_rows(const NormalizedRows<T> p) {
+__global__ void __launch_bounds__(512, 2) normalize_rows(const NormalizedRows<T> p) {
     const RowTeam<Block> team(p.teams);
     const std::int64_t columns = p.teams.columns, offset = team.row() * columns, step = team.size() * L;
     const std::int64_t begin = team.row() < p.teams.rows ? team.index() * L : columns;
@@ -78,7 +78,7 @@ struct NormalizedRowsBackward {
 
 // With g = dy·weight, dx = inv_std·(g - mean of g - x̂·mean of g·x̂) (Ba, Kiros and Hinton 2016).
 template <class T, int L, bool Block>
-__global__ void __launch_bounds__(512) normalize_rows_backward(const NormalizedRowsBackward<T> p) {
+__global__ void __launch_bounds__(512, 2) normalize_rows_backward(const NormalizedRowsBackward<T> p) {
     const RowTeam<Block> team(p.teams);
     const std::int64_t columns = p.teams.columns, offset = team.row() * columns, step = team.size() * L;
     const bool mine = team.row() < p.teams.rows;

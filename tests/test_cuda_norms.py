@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import tbptt_fast
+from tbptt_fast import cuda
 from tbptt_fast import reference_norm as reference
 
 from .cases import assert_identical
@@ -320,6 +321,32 @@ def test_every_size_of_device(emulated: EmulatedDevice) -> None:
         found.append(results | {"dropped": ops.dropout(x, 0.3, 5)})
     for other in found[1:]:
         assert_identical(other, found[0])
+
+
+@pytest.mark.gpu
+def test_a_captured_graph_replays() -> None:
+    """Norms, dropout and a linear layer in one CUDA graph, on changed inputs."""
+    device = CudaDevice()
+    torch = device.torch
+    x, w = torch.randn(300, 48, device="cuda"), torch.randn(40, 48, device="cuda")
+
+    def step() -> Any:
+        y, *row = cuda.layer_norm(cuda.dropout(x, 0.1, 3), None, None)
+        z = cuda.linear(y, w, activation="tanh")
+        _, *statistics, _, _ = batch = cuda.batch_norm(z, None, None, None, None, training=True)
+        by_z = cuda.batch_norm_backward(batch.y, z, None, *statistics, training=True).x
+        grads = cuda.linear_backward(by_z, y, w, y=z, activation="tanh")
+        return cuda.layer_norm_backward(grads.x, x, None, *row).x, grads.w
+
+    step()  # whatever is set up once
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = step()
+    x.mul_(0.5)
+    graph.replay()
+    for actual, expected in zip(found, step(), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=0, atol=0)
 
 
 @pytest.mark.gpu

@@ -98,16 +98,14 @@ struct ChannelPart {
     }
 };
 
-// Over the threads of the block that share a lane; known to all of them.
+// Over the threads of the block whose numbers are the same modulo `lanes`, a power of two up to 32; known to all of them.
 TBPTT_DEVICE double add_lanes(double value, int lanes) {
-    double* const shared = shared_memory<double>();
-    shared[threadIdx.x] = value;
-    for (unsigned left = channel_threads / 2; left >= static_cast<unsigned>(lanes); left /= 2) {
-        __syncthreads();
-        if (threadIdx.x < left) shared[threadIdx.x] += shared[threadIdx.x + left];
-    }
+    double* const shared = shared_memory<double>();  // [warps, lanes]
+    for (int step = warp_size / 2; step >= lanes; step /= 2) value += from_lane(value, lane_index() ^ step);
+    if (lane_index() < lanes) shared[warp_index() * lanes + lane_index()] = value;
     __syncthreads();
-    value = shared[threadIdx.x % static_cast<unsigned>(lanes)];
+    value = 0;
+    for (int warp = 0; warp < warp_count(); ++warp) value += shared[warp * lanes + lane_index() % lanes];
     __syncthreads();
     return value;
 }

@@ -10,8 +10,8 @@ of other libraries they are `DeviceArray`s, which those read by the same protoco
 
 `precision` is "tf32", in which tensor cores multiply float32 numbers rounded to 10 bits behind the
 point and add them up in float32, or "highest", which is float32 throughout. The default is "tf32",
-as it is in PyTorch's own recurrent layers and convolutions (cuDNN's). float64 is float64 in both;
-chips without TF32 (before Ampere) always use "highest".
+as it is in PyTorch's own recurrent layers and convolutions (cuDNN's); its linear layers have
+"highest". float64 is float64 in both; chips without TF32 (before Ampere) always use "highest".
 
 bfloat16, from compute capability 8.0 on, halves the bytes of recurrent layers and convolutions: all
 arrays of a call have that dtype, the initial and last states and carry_scale too. Tensor cores add

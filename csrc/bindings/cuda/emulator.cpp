@@ -152,7 +152,7 @@ void register_emulator(py::module_& module) {
         py::list found;
         for (std::size_t i = 0, count = take_waits(waits, 64); i < count; ++i)
             found.append(py::make_tuple(reinterpret_cast<std::uintptr_t>(waits[i].stream),
-                                        reinterpret_cast<std::uintptr_t>(waits[i].other)));
+                                        reinterpret_cast<std::uintptr_t>(waits[i].other), waits[i].device));
         return found;
     });
     module.def("shift_in_block", &run_shift);

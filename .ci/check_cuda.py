@@ -19,6 +19,8 @@ HOT = (
     "cluster_backward",
     "tiles_forward",
     "tiles_backward",
+    "slices_forward",
+    "slices_backward",
     "multiply_matrices",
     "correlate",
     "depthwise",
@@ -27,7 +29,7 @@ HOT = (
 )
 
 # Those that have to be there in bfloat16, too.
-IN_BFLOAT16 = HOT[:9]
+IN_BFLOAT16 = HOT[:11]
 
 FOREIGN = re.compile(r"\b(cu(dnn|blas|solver|rand|fft)\w*|cu[A-Z]\w+|.*(torch|c10|nccl).*)$", re.I)
 LIBRARIES = re.compile(r"libc\.so|libm\.so|libdl|librt|libpthread|linux-vdso|ld-linux|libgcc_s")

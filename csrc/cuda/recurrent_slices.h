@@ -4,8 +4,7 @@
 // each row. Then sums meet in the cluster, which costs less.
 #pragma once
 
-#include "recurrent.h"
-#include "runtime.h"
+#include "recurrent_grid.h"
 
 namespace tbptt {
 namespace cuda {

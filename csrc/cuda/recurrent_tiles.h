@@ -3,8 +3,7 @@
 // the boundary between two kernels would, groups wait for their own blocks alone, and the lengths of segments stay on the device.
 #pragma once
 
-#include "recurrent.h"
-#include "runtime.h"
+#include "recurrent_grid.h"
 #include "tiled_product.h"
 
 namespace tbptt {

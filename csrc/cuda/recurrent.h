@@ -174,8 +174,11 @@ struct WalkProduct {
     const T* weights;    // [gates · H, depth]: a row for each unit of each gate
     bool aligned;        // all rows are multiples of 16 bytes
     bool together;       // groups wait for one another, too: rows of one add to what rows of another do
-    unsigned* arrived;   // [groups], zeros
+    unsigned* arrived;   // [groups], zeros; read by walks that wait
     bool resident;       // found by `plan_walk`: the weights of a block stay in shared memory
+
+    // Whether there is a second step, or the initial state behind the first: one launch alone need not be cooperative.
+    bool waits() const { return rows.backward || rows.steps > 1; }
 };
 
 // Values of the block's tile that wait for their cell, of which several warps have parts.

@@ -201,8 +201,9 @@ void run_forward(const RecurrentForward<T>& p, const Call& call) {
     const Scratch<T> own_gates(in_tape || in_out ? 0 : places * columns, call.stream);
     const bool running = is_narrow<T> ? cell.has_c || cell.candidate_apart : cell.has_c && !p.tape.saved;
     const Scratch<Real<T>> state_rows(running ? found.most() * hidden : 0, call.stream);
-    const Scratch<unsigned> arrived(most_groups, call.stream);
-    if (shape.steps > 1) set_bytes(arrived, 0, most_groups * sizeof(unsigned), call.stream);
+    const std::int64_t counters = shape.steps > 1 ? most_groups : 0;
+    const Scratch<unsigned> arrived(counters, call.stream);
+    if (counters > 0) set_bytes(arrived, 0, counters * sizeof(unsigned), call.stream);
 
     ForwardWalk<T> walk{};
     walk.product = {found.rows(), hidden, hidden, layer.w_hh, false, false, arrived, false};

@@ -65,7 +65,7 @@ Grid plan_walk(const void* kernel, WalkProduct<T>& p, std::int64_t rows) {
     const std::int64_t unit_blocks = divide_up(p.hidden, Shape::units), row_blocks = divide_up(rows, Shape::rows);
     Grid grid;
     grid.threads = walk_threads;
-    grid.together = true;
+    grid.together = p.waits();
     grid.shared_bytes = parts_bytes<T, Shape, Gates> + weights;
     p.resident = grid.shared_bytes <= current_device().shared_bytes &&
                  unit_blocks <= blocks_together(kernel, grid.threads, grid.shared_bytes);

@@ -37,7 +37,7 @@ bool plan_slices(const void* kernel, WalkProduct<T>& p, std::int64_t rows, Grid&
     const std::int64_t stride = BlockWeights<T>::stride(Slice<T, Shape::slices>::size(p.depth)),
                        across = divide_up(p.hidden, Shape::units);
     grid.threads = walk_threads;
-    grid.together = true;
+    grid.together = p.waits();
     grid.cluster = Shape::slices;
     grid.shared_bytes =
         parts_bytes<T, Shape, Gates> + static_cast<std::size_t>(Gates * Shape::units * stride) * sizeof(T);

@@ -173,7 +173,7 @@ bool launch_in_tiles(void (*kernel)(Walk), Walk walk, std::int64_t rows, const C
     if (!p.aligned || rows <= (p.resident ? most_rows_of_shapes : most_rows_of_few)) return false;
     Grid grid;
     grid.threads = Tile::threads;
-    grid.together = true;
+    grid.together = p.waits();
     grid.shared_bytes = tile_bytes<Tile> + Tile::rows * sizeof(typename Pass::Row);
     if (grid.shared_bytes > current_device().shared_bytes) return false;
     const std::int64_t across = divide_up(p.hidden, units), columns = across * Tile::columns,

@@ -28,6 +28,20 @@ NO_GPU = "needs a GPU"  # the reason of a skip that is no failure where oracles 
 
 TF32_EPS = 2.0**-10  # between one and the next number with 10 bits behind the point
 PRECISIONS = (("float64", "tf32"), ("float32", "highest"), ("float32", "tf32"))
+ROUNDING = 2.0**-8  # the largest error of bfloat16 below 2: it has 7 bits behind the point
+
+
+def bfloat16() -> Any:
+    """NumPy's dtype for it; skips a module that asks for it where ml_dtypes is missing."""
+    return np.dtype(pytest.importorskip("ml_dtypes").bfloat16)
+
+
+def widened(value: Any) -> Any:
+    """bfloat16 arrays in float64, also in tuples."""
+    if isinstance(value, tuple):
+        return tuple(widened(part) for part in value)
+    is_narrow = isinstance(value, np.ndarray) and value.dtype.name == "bfloat16"
+    return value.astype("float64") if is_narrow else value
 
 
 @cache

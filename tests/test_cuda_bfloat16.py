@@ -34,14 +34,19 @@ from .cases import (
     run,
     shape_id,
 )
-from .cuda_cases import CudaDevice, Device, EmulatedDevice
+from .cuda_cases import (
+    ROUNDING,
+    CudaDevice,
+    Device,
+    EmulatedDevice,
+    bfloat16,
+    mapped,
+    unaligned,
+    widened,
+)
 from .test_lag_norms import measured
 
-ml_dtypes = pytest.importorskip("ml_dtypes")
-BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-
-# The largest error of rounding a number below 2, which has 7 bits behind the point.
-ROUNDING = 2.0**-8
+BFLOAT16 = bfloat16()
 
 # In units of ROUNDING and of the largest element (or one). `out` and the states are rounded once
 # themselves. Behind them are the rounding of each step's input part, which a gate's slope damps,
@@ -56,13 +61,6 @@ SHAPE = RECURRENT_MASKED[0]  # 11, 5, 3, 17
 ALIGNED: tuple[Shape, ...] = ((5, 4, 8, 40), (4, 19, 16, 64), (3, 2, 8, 264))
 
 cells = pytest.mark.parametrize("cell", CELLS)
-
-
-def widened(value: Any) -> Any:
-    """bfloat16 arrays in float64, also in tuples."""
-    if isinstance(value, tuple):
-        return tuple(widened(part) for part in value)
-    return value.astype("float64") if getattr(value, "dtype", None) == BFLOAT16 else value
 
 
 def wide_problem(problem: Problem) -> Problem:
@@ -419,20 +417,8 @@ def test_arrays_that_begin_anywhere(emulated: EmulatedDevice, cell: str) -> None
     """At any multiple of two bytes: rows of 16 bytes then are no multiples of 16."""
     shape = (7, 2, 8, 8)
     problem = problem_for(cell, shape)
-
-    def moved(value: Any) -> Any:
-        if isinstance(value, tuple):
-            return tuple(moved(part) for part in value)
-        if not isinstance(value, np.ndarray):
-            return value
-        room = np.zeros(value.size + 1, value.dtype)
-        place = room[1 if room.ctypes.data % 16 == 0 else 0 :][: value.size].reshape(value.shape)
-        place[...] = value
-        assert place.ctypes.data % 16 != 0
-        return place
-
-    apart = Problem(**{name: moved(value) for name, value in vars(problem).items()})
-    compare(run(emulated.ops(), apart), expected(cell, shape, "plain", None))
+    apart = {name: mapped(value, unaligned, np.ndarray) for name, value in vars(problem).items()}
+    compare(run(emulated.ops(), Problem(**apart)), expected(cell, shape, "plain", None))
 
 
 @pytest.mark.gpu

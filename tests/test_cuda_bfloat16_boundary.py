@@ -12,9 +12,10 @@ import pytest
 from tbptt_fast import cuda
 
 from .cases import assert_identical, backward, forward, make_problem, run
-from .cuda_cases import Device, EmulatedDevice
+from .cuda_cases import Device, EmulatedDevice, bfloat16
 from .test_boundary import message
-from .test_cuda_bfloat16 import BFLOAT16
+
+BFLOAT16 = bfloat16()
 
 
 def test_a_device_without_bfloat16_refuses_it(emulated: EmulatedDevice) -> None:

@@ -18,11 +18,30 @@ from tbptt_fast import reference_convolution as reference
 
 from . import test_conv_transpose as transposed
 from .cases import TOLERANCE, assert_identical
-from .cuda_cases import CudaDevice, Device, EmulatedDevice, unaligned
+from .cuda_cases import (
+    ROUNDING,
+    CudaDevice,
+    Device,
+    EmulatedDevice,
+    bfloat16,
+    unaligned,
+    widened,
+)
+from .cuda_convolution_cases import (
+    DEEP,
+    GRID,
+    LARGE,
+    LINES,
+    ONE,
+    check_needs,
+    check_orders,
+    run,
+    run_transposed,
+)
 from .test_convolution import Case, expected_of, layout_of, layouts, moved
-from .test_cuda_bfloat16 import BFLOAT16, ROUNDING, widened
-from .test_cuda_convolution import DEEP, GRID, LARGE, LINES, ONE, run, run_transposed, ways
+from .test_convolution_grid import ways
 
+BFLOAT16 = bfloat16()
 EPS = float(np.finfo("float32").eps)
 Results = dict[str, Any]
 
@@ -239,19 +258,7 @@ def test_images_of_one_pixel_or_channel(device: Device) -> None:
 @layouts
 @ways
 def test_only_what_is_needed(device: Device, case: Case, last: bool) -> None:
-    ops, (x, w, _, grad) = device.ops(), case.arrays(BFLOAT16)
-    x, grad = moved(x, last), moved(grad, last)
-    backward = getattr(ops, f"conv{len(case.size)}d_backward")
-    options = {**case.options, "layout": layout_of(case, last)}
-    for more in ({}, {"activation": "tanh", "y": grad}):
-        everything = backward(grad, x, w, **options, **more)
-        for needs in ((), ("x",), ("w",), ["b"], ("b", "x")):
-            grads = backward(grad, x, w, **options, **more, needs=needs)
-            for name in "xwb":
-                value = getattr(grads, name)
-                assert (value is None) == (name not in needs)
-                if value is not None:
-                    assert_identical({name: value}, {name: getattr(everything, name)})
+    check_needs(device, case, BFLOAT16, last)
 
 
 @layouts
@@ -259,12 +266,7 @@ def test_only_what_is_needed(device: Device, case: Case, last: bool) -> None:
 def test_no_order_of_threads_changes_a_bit(
     emulated: EmulatedDevice, case: Case, last: bool
 ) -> None:
-    """A barrier that is missing would show."""
-    arrays = case.arrays(BFLOAT16)
-    first = run(emulated.ops(), case, arrays, last, "tanh")
-    for seed in (1, 2, 3):
-        with emulated.order(seed):
-            assert_identical(run(emulated.ops(), case, arrays, last, "tanh"), first)
+    check_orders(emulated, case, BFLOAT16, last)
 
 
 @ways

@@ -14,11 +14,11 @@ from tbptt_fast import cuda
 
 from .cases import assert_identical
 from .cuda_cases import Device, EmulatedDevice
+from .cuda_convolution_cases import run
 from .test_boundary import message
 from .test_convolution import WRONG, B, Case, W, X
 from .test_convolution_grid import TOO_LARGE, VIEWS
 from .test_cuda_boundary import Exporter, Interface, as_numpy
-from .test_cuda_convolution import run
 
 CASE = Case(2, 2, 3, (5, 6), (3, 2), (1, 2), ((1, 1), (0, 1)), groups=2)
 BACKWARD: tuple[tuple[dict[str, Any], type[Exception]], ...] = (

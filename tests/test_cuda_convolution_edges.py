@@ -9,8 +9,9 @@ import pytest
 
 from .cases import assert_identical
 from .cuda_cases import Device
+from .cuda_convolution_cases import precisions, run
 from .test_convolution import Case, expected_of, layouts, moved
-from .test_cuda_convolution import precisions, run, ways
+from .test_convolution_grid import ways
 
 
 @layouts

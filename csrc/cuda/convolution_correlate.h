@@ -218,6 +218,7 @@ int busy_phases(const Correlation<T>& p) {
 template <class Tile, bool Exact, bool Groups>
 void run_correlation(const Correlation<typename Tile::T>& p, Stream stream) {
     using Left = GatherLoader<Tile, Tile::rows, Groups, PixelPlaces, TapPlaces>;
+    check_tile<Tile>();
     Grid grid;
     grid.x = static_cast<unsigned>(
         to_index(p.groups * divide_up(most_rows(p), Tile::rows) * divide_up(p.columns, Tile::columns)));

@@ -164,11 +164,20 @@ struct TapPlaces {
 // Without tensor cores the largest tiles are not launched (choose_tile), nor compiled: they would have too few registers.
 // Those of bfloat16 are refused by the bindings.
 template <class Tile>
+constexpr bool is_of_every_chip = !is_narrow<typename Tile::T> && Tile::warp_rows * Tile::warp_columns <= 64 * 32;
+template <class Tile>
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
 constexpr bool is_launched = true;
 #else
-constexpr bool is_launched = !is_narrow<typename Tile::T> && Tile::warp_rows * Tile::warp_columns <= 64 * 32;
+constexpr bool is_launched = is_of_every_chip<Tile>;
 #endif
+
+// A kernel without its tile would leave its results as they are.
+template <class Tile>
+void check_tile() {
+    if (!is_of_every_chip<Tile> && current_device().capability < 80)
+        throw std::logic_error("a tile that is not compiled for this device");
+}
 
 // The loader of tiled_product.h of what lies at the sum of two places: one for each row of the tile, one for each depth.
 // Zeros are where the sum is outside of the images. `table` is shared memory; a barrier has to follow the construction.

@@ -207,6 +207,7 @@ __global__ void __launch_bounds__(Tile::threads, 2) correlate_weights(const Weig
 template <class Tile, bool Exact, bool GroupsG, bool GroupsX>
 void run_weights(WeightGradient<typename Tile::T>& p, typename Tile::T* grad_w, Stream stream) {
     using T = typename Tile::T;
+    check_tile<Tile>();
     // Parts for eight warps on each multiprocessor of a large chip, of at least `least` chunks.
     constexpr std::int64_t blocks = 132 * 256 / Tile::threads, least = 8, most = 1024;
     const std::int64_t weights = std::int64_t{p.down.taps} * p.across.taps * p.depth;

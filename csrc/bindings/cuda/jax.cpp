@@ -1,9 +1,8 @@
 // The library's functions that XLA calls on a device: those of ../jax, with kernels on XLA's stream.
-#include "../../cuda/api.h"
 #include "../jax/convolution.h"
 #include "../jax/convrecurrent.h"
 #include "../jax/recurrent.h"
-#include "arrays.h"
+#include "device_recurrent.h"
 
 namespace tbptt {
 
@@ -24,21 +23,11 @@ auto copy_on(const Call& call) {
 struct Device {
     template <class T>
     static void recurrent_forward(const Call& call, RecurrentForward<T>& p, T* h_n) {
-        const RecurrentShape& shape = p.layer.shape;
-        const int64_t last = shape.batch * shape.hidden;
-        const auto copy = copy_on<T>(call);
-        if (shape.steps == 0 || shape.batch == 0) {
-            copy(p.layer.h0, h_n, last);
-            if (p.c_n) copy(p.layer.c0, p.c_n, last);
-        } else {
-            cuda::recurrent_forward(p, on_stream(call));
-            copy(p.out + (shape.steps - 1) * last, h_n, last);
-        }
+        python::run_recurrent_forward(p, h_n, on_stream(call));
     }
     template <class T>
     static void recurrent_backward(const Call& call, RecurrentBackward<T>& p, Truncation truncation) {
-        if (p.layer.shape.steps == 0 || p.layer.shape.batch == 0) return python::pass_through(p, copy_on<T>(call));
-        cuda::recurrent_backward(p, truncation, on_stream(call));
+        python::run_recurrent_backward(p, truncation, on_stream(call));
     }
     template <class T>
     static void convrecurrent_forward(const Call& call, ConvRecurrentForward<T>& p, T* h_n, int64_t state) {

@@ -1,7 +1,5 @@
 // The recurrent layers on a device: rnn, gru and lstm, forward and backward.
-#include "../../cuda/api.h"
-#include "../recurrent_arguments.h"
-#include "arrays.h"
+#include "device_recurrent.h"
 
 namespace tbptt::python {
 
@@ -66,14 +64,7 @@ py::tuple forward(const DeviceArrays& arrays, const cuda::Call& call, const Recu
     }
     {
         const Unlocked unlocked;
-        const int64_t last = batch * hidden;
-        if (steps == 0 || batch == 0) {
-            copy_or_zero(p.layer.h0, h_n.data, last, call.stream);
-            if (p.c_n) copy_or_zero(p.layer.c0, p.c_n, last, call.stream);
-        } else {
-            cuda::recurrent_forward(p, call);
-            copy_or_zero<T>(p.out + (steps - 1) * last, h_n.data, last, call.stream);
-        }
+        run_recurrent_forward(p, h_n.data, call);
     }
     return py::make_tuple(out.array, state_of(shape.cell, h_n.array, c_n.array), tape);
 }
@@ -122,10 +113,7 @@ py::tuple backward(const DeviceArrays& arrays, const cuda::Call& call, const Dev
     grads.set(p, in, truncation);
     {
         const Unlocked unlocked;
-        if (shape.steps == 0 || shape.batch == 0)
-            pass_through(p, [&](const T* from, T* to, int64_t count) { copy_or_zero(from, to, count, call.stream); });
-        else
-            cuda::recurrent_backward(p, truncation, call);
+        run_recurrent_backward(p, truncation, call);
     }
     return grads.result(shape.cell);
 }

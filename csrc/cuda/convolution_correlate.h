@@ -267,23 +267,32 @@ void choose_tile(const Correlation<Bfloat16>& p, const Call& call) {
                              : run_correlation<Small, true, Groups>(p, call.stream);
 }
 
-// Lays out the factors: w itself where it is such a matrix, else a copy in `packed`.
+// Whether the phases of p are one that is all of the target.
+template <class T>
+bool is_whole(const Correlation<T>& p) {
+    return p.phases_down == 1 && p.phases_across == 1 && p.target_step_y == 1 && p.target_step_x == 1 &&
+           p.down[0].pixels == p.target_images.height && p.across[0].pixels == p.target_images.width;
+}
+
+// The factors of some phases, for as many launches of them as there are: w itself where it is such a matrix, else a copy.
 template <class T>
 class Factors {
    public:
-    Factors(Correlation<T>& p, bool along, Stream stream) : copy_(size(p, along), stream) {
+    // Lays them out and enters them into p.
+    Factors(Correlation<T>& p, Stream stream) : copy_(size(p), stream) {
         p.factors = copy_ ? static_cast<const T*>(copy_) : p.w;
         if (!copy_ || count_ == 0) return;
         Grid grid = grid_for(longest_);
         grid.y = static_cast<unsigned>(p.phases_down * p.phases_across);
-        launch(along ? pack_factors<T, true> : pack_factors<T, false>, grid, stream, p);
+        launch(p.last ? pack_factors<T, true> : pack_factors<T, false>, grid, stream, p);
     }
 
    private:
-    std::int64_t size(Correlation<T>& p, bool along) {
+    std::int64_t size(Correlation<T>& p) {
         constexpr std::int64_t group = Group<T>::size;
-        const bool one =
-            p.whole && p.w_column * p.w_depth != 0 && p.down[0].taps * p.across[0].taps == 1 && p.w_depths == p.depth;
+        const bool along = p.last;
+        const bool one = is_whole(p) && p.w_column * p.w_depth != 0 && p.down[0].taps * p.across[0].taps == 1 &&
+                         p.w_depths == p.depth;
         const std::int64_t inner = along ? p.w_depth : p.w_column, outer = along ? p.w_column : p.w_depth;
         if (one && inner == 1 && outer % group == 0 && p.w_group % group == 0 && in_groups(p.w) &&
             (along ? p.depth : p.columns) % group == 0) {
@@ -310,16 +319,13 @@ class Factors {
     Scratch<T> copy_;
 };
 
-// Everything but the phases and the factors is set.
+// The factors are laid out.
 template <class T>
-void correlate_phases(Correlation<T>& p, const Call& call) {
+void correlate_packed(Correlation<T>& p, const Call& call) {
     constexpr int group = Group<T>::size;
-    if (most_rows(p) == 0 || p.columns == 0) return;
     const Direction &down = p.down[0], &across = p.across[0];
     const std::int64_t plane = std::int64_t{down.pixels} * across.pixels;
-    p.whole = p.phases_down == 1 && p.phases_across == 1 && p.target_step_y == 1 && p.target_step_x == 1 &&
-              down.pixels == p.target_images.height && across.pixels == p.target_images.width;
-    const Factors<T> factors(p, p.last, call.stream);
+    p.whole = is_whole(p);
     if (p.last) {
         p.runs = p.columns % 2 == 0 && in_groups(p.target.rounded);
         if constexpr (is_narrow<T>)  // as OrderedImages are
@@ -336,6 +342,13 @@ void correlate_phases(Correlation<T>& p, const Call& call) {
         same&& plane % group == 0 && in_groups(p.source) ? choose_tile<false, true>(p, call)
                                                          : choose_tile<false, false>(p, call);
     }
+}
+
+template <class T>
+void correlate_phases(Correlation<T>& p, const Call& call) {
+    if (most_rows(p) == 0 || p.columns == 0) return;
+    const Factors<T> factors(p, call.stream);
+    correlate_packed(p, call);
 }
 
 // Into how many parts the depth is cut: small tiles, four on each multiprocessor of a large chip, none of them short.

@@ -58,7 +58,7 @@ struct AddedParts {
     Activation activation;
     const Real<T>* from;  // [parts, count]
     const T* bias;        // or null
-    T* to;
+    Results<T> to;
 };
 
 template <class T>
@@ -69,7 +69,7 @@ __global__ void add_result_parts(const AddedParts<T> p) {
         if (p.bias) sum = p.bias[p.by_channels.remainder(plane, p.by_channels.quotient(plane))];
 #pragma unroll 4
         for (int part = 0; part < p.parts; ++part) sum += p.from[std::int64_t{part} * p.count + i];
-        p.to[i] = T(activate(p.activation, sum));
+        p.to.store(i, Group<Real<T>, 1>{{activate(p.activation, sum)}});
     }
 }
 
@@ -85,7 +85,7 @@ void run_in_parts(Sum& p, std::int64_t batch, Stream stream, const Run& run) {
                       p.activation,
                       nullptr,
                       p.bias,
-                      p.target.rounded};
+                      p.target};
     const Scratch<Real<T>> parts(std::int64_t{p.parts} * sum.count, stream);
     sum.from = parts;
     p.target.take_sums(parts);

@@ -10,7 +10,7 @@
 #include "../cells/lstm.h"
 #include "../cells/rnn.h"
 #include "api.h"
-#include "convolution_geometry.h"
+#include "convolution_packed.h"
 #include "image_order.h"
 #include "scalar_math.h"
 
@@ -169,71 +169,85 @@ ApplyCell<T> find_apply(Cell cell) {
     }
 }
 
+// The arrays that every step reads, with their channels together.
+template <class T>
+class ConvOperands {
+   public:
+    ConvOperands(const ConvRecurrentLayer<T>& layer_given, const Call& call)
+        : layer(layer_given),
+          rows(rows_of(layer.shape)),
+          step(layer.shape.batch * std::int64_t{rows.image()}),
+          h0(layer.shape, layer.shape.batch, layer.shape.hidden, layer.h0, call.stream),
+          c0(layer.shape, layer.shape.batch, layer.shape.hidden, layer.c0, call.stream),
+          peephole_(layer.shape, layer.peephole_maps ? 3 : 0, layer.shape.hidden, layer.peephole, call.stream) {}
+
+    Peepholes<T> peepholes() const { return {peephole_, layer.peephole_maps}; }
+
+    const ConvRecurrentLayer<T>& layer;
+    const ImageRows rows;
+    const std::int64_t step;  // values of a state
+    const ChannelsLast<T> h0, c0;
+
+   private:
+    const ChannelsLast<T> peephole_;
+};
+
 // Makes gates: of runs of steps by x, and then of one step after the other.
 template <class T>
 class ConvGates {
    public:
-    ConvGates(const ConvRecurrentLayer<T>& layer, const Call& call)
-        : layer_(layer),
-          shape_(layer.shape),
-          rows_(rows_of(shape_)),
+    ConvGates(const ConvOperands<T>& operands, const Call& call)
+        : operands_(operands),
+          layer_(operands.layer),
+          shape_(layer_.shape),
           gates_(shape_of(shape_.cell).gates),
           call_(call),
           apply_(find_apply<T>(shape_.cell)),
           run_(choose_run()),
-          h0_(shape_, shape_.batch, shape_.hidden, layer.h0, call.stream),
-          c0_(shape_, shape_.batch, shape_.hidden, layer.c0, call.stream),
-          peephole_(shape_, layer.peephole_maps ? 3 : 0, shape_.hidden, layer.peephole, call.stream),
-          products_(step() * gates_, call.stream) {}
+          by_state_(convolution_of(shape_, gates_, shape_.batch, true), layer_.w_hh, layer_.b_hh, call),
+          products_(operands.step * gates_, call.stream) {}
 
-    std::int64_t run() const { return run_; }                                         // steps
-    std::int64_t step() const { return shape_.batch * std::int64_t{rows_.image()}; }  // values of a state
-    const ImageRows& rows() const { return rows_; }
-    const T* h0() const { return h0_; }
-    const T* c0() const { return c0_; }
-    Peepholes<T> peepholes() const { return {peephole_, layer_.peephole_maps}; }
+    std::int64_t run() const { return run_; }  // steps
 
     // The convolution of x with b_ih of the steps first … first+count-1 to maps [count, B, pixels, G·H].
     void convolve_inputs(std::int64_t first, std::int64_t count, T* maps) const {
         const std::int64_t images = count * shape_.batch;
         const ChannelsLast<T> x(shape_, images, shape_.inputs,
-                                layer_.x + first * shape_.batch * rows_.pixels * shape_.inputs, call_.stream);
-        convolve(convolution_of(shape_, gates_, images, false), x, layer_.w_ih, layer_.b_ih, maps);
+                                layer_.x + first * shape_.batch * operands_.rows.pixels * shape_.inputs, call_.stream);
+        convolution_forward(ConvolutionForward<T>{convolution_of(shape_, gates_, images, false), Activation::none, x,
+                                                  layer_.w_ih, nullptr, layer_.b_ih, maps},
+                            call_);
     }
 
     // Step t, into which the state `h` and `c` [B, pixels, H] goes, null for zeros; `to` says where results go.
     void apply(std::int64_t t, const T* h, const T* c, ConvStep<T> to) const {
-        to.rows = rows_;
-        if (h) convolve(convolution_of(shape_, gates_, shape_.batch, true), h, layer_.w_hh, layer_.b_hh, products_);
+        to.rows = operands_.rows;
+        if (h) by_state_.run(shape_.batch, h, products_);
         to.is_init = layer_.is_init ? layer_.is_init + t * shape_.batch : nullptr;
         to.products = h ? static_cast<const T*>(products_) : nullptr;
         to.b_hh = layer_.b_hh;
         to.h_before = h;
         to.c_before = c;
-        to.peepholes = peepholes();
-        launch(apply_, grid_for_images(rows_, shape_.batch), call_.stream, to);
+        to.peepholes = operands_.peepholes();
+        launch(apply_, grid_for_images(to.rows, shape_.batch), call_.stream, to);
     }
 
    private:
     // As many steps as keep a device busy, and what they leave in its cache: a long sequence need not be in memory at once.
     std::int64_t choose_run() const {
         constexpr std::int64_t each = 1 << 16;  // values of a multiprocessor
-        const std::int64_t run = each * current_device().multiprocessors / (step() * gates_);
+        const std::int64_t run = each * current_device().multiprocessors / (operands_.step * gates_);
         return run < 1 ? 1 : run < shape_.steps ? run : shape_.steps;
     }
 
-    void convolve(const ConvolutionShape& shape, const T* from, const T* w, const T* b, T* to) const {
-        convolution_forward(ConvolutionForward<T>{shape, Activation::none, from, w, nullptr, b, to}, call_);
-    }
-
+    const ConvOperands<T>& operands_;
     const ConvRecurrentLayer<T>& layer_;
     const ConvRecurrentShape& shape_;
-    const ImageRows rows_;
     const int gates_;
     const Call& call_;
     const ApplyCell<T> apply_;
     const std::int64_t run_;
-    const ChannelsLast<T> h0_, c0_, peephole_;
+    const PackedConvolution<T> by_state_;
     const Scratch<T> products_;
 };
 

@@ -179,8 +179,8 @@ class ConvBackwardPass {
           cell_(shape_of(shape_.cell)),
           call_(call),
           windows_(windows_of(shape_.steps, truncation)),
-          gates_(p.layer, call),
-          state_(gates_.step()),
+          operands_(p.layer, call),
+          state_(operands_.step),
           maps_(state_ * cell_.gates),
           adds_(windows_.count() > 1 && windows_.k1 < windows_.k2),
           remakes_(cell_.saved > 0 && !p.tape.maps),
@@ -211,7 +211,7 @@ class ConvBackwardPass {
         grad_h0_.finish();
         grad_c0_.finish();
         const T* by_inputs = dgates_x_ ? static_cast<const T*>(dgates_x_) : static_cast<const T*>(dgates_);
-        ConvGradients<T>(p_, {out_, gates_.h0(), gates_.c0(), dgates_, by_inputs}, call_).run();
+        ConvGradients<T>(p_, {out_, operands_.h0, operands_.c0, dgates_, by_inputs}, call_).run();
     }
 
    private:
@@ -223,23 +223,24 @@ class ConvBackwardPass {
 
     // What a tape without gates does not hold, step by step as in the forward pass.
     void make_again(T* maps) const {
-        for (std::int64_t first = 0; first < shape_.steps; first += gates_.run()) {
-            const std::int64_t left = shape_.steps - first, count = left < gates_.run() ? left : gates_.run();
-            gates_.convolve_inputs(first, count, maps + first * maps_);
+        const ConvGates<T> gates(operands_, call_);
+        for (std::int64_t first = 0; first < shape_.steps; first += gates.run()) {
+            const std::int64_t left = shape_.steps - first, count = left < gates.run() ? left : gates.run();
+            gates.convolve_inputs(first, count, maps + first * maps_);
             for (std::int64_t t = first; t < first + count; ++t) {
                 ConvStep<T> to{};
                 to.maps = maps + t * maps_;
                 to.keeps = true;
                 if (candidate_) to.candidate = candidate_ + t * state_;
-                const T* c = t > 0 ? p_.tape.beside + (t - 1) * state_ : gates_.c0();
-                gates_.apply(t, t > 0 ? out_ + (t - 1) * state_ : gates_.h0(), cell_.has_c ? c : nullptr, to);
+                const T* c = t > 0 ? p_.tape.beside + (t - 1) * state_ : operands_.c0;
+                gates.apply(t, t > 0 ? out_ + (t - 1) * state_ : operands_.h0, cell_.has_c ? c : nullptr, to);
             }
         }
     }
 
     void walk(const T* maps) const {
         ConvBackStep<T> s{};
-        s.rows = gates_.rows();
+        s.rows = operands_.rows;
         s.windows = windows_;
         s.cuts = {s.rows.batch, p_.layer.is_init, p_.carry_scale};
         s.last = last_;
@@ -247,12 +248,12 @@ class ConvBackwardPass {
         s.maps = maps;
         s.beside = candidate_ ? static_cast<const T*>(candidate_) : p_.tape.beside;
         s.out = out_;
-        s.h0 = gates_.h0();
-        s.c0 = gates_.c0();
+        s.h0 = operands_.h0;
+        s.c0 = operands_.c0;
         s.grad_out = grad_out_;
         s.grad_h_n = grad_h_n_;
         s.grad_c_n = grad_c_n_;
-        s.peepholes = gates_.peepholes();
+        s.peepholes = operands_.peepholes();
         s.carry = carry_;
         s.own = own_;
         s.dgates = dgates_;
@@ -263,6 +264,9 @@ class ConvBackwardPass {
         if (last_)
             launch(&find_window_ends<T>, grid_for(windows_.count() * shape_.batch), call_.stream,
                    WindowEnds<T>{windows_, s.cuts, last_});
+        ConvolutionShape transpose = convolution_of(shape_, cell_.gates, shape_.batch, true);
+        transpose.transposed = true;
+        const PackedConvolution<T> back(transpose, p_.layer.w_hh, nullptr, call_);
         const CarryBack<T> kernel = find_carry_back<T>(shape_.cell);
         // Those that reach a lag follow one another: the first windows end with the sequence, and the last one may be short.
         int first = 0, end = windows_.count();
@@ -273,16 +277,9 @@ class ConvBackwardPass {
             s.first = first * shape_.batch;
             s.images = (end - first) * shape_.batch;
             if (s.lag > 0)
-                convolve_back(own_ ? own_ + first * maps_ : dgates_ + (shape_.steps - s.lag) * maps_, s.images);
+                back.run(s.images, own_ ? own_ + first * maps_ : dgates_ + (shape_.steps - s.lag) * maps_, products_);
             launch(kernel, grid_for_images(s.rows, s.images), call_.stream, s);
         }
-    }
-
-    void convolve_back(const T* dgates, std::int64_t images) const {
-        ConvolutionShape shape = convolution_of(shape_, cell_.gates, images, true);
-        shape.transposed = true;
-        convolution_forward(
-            ConvolutionForward<T>{shape, Activation::none, dgates, p_.layer.w_hh, nullptr, nullptr, products_}, call_);
     }
 
     const ConvRecurrentBackward<T>& p_;
@@ -290,7 +287,7 @@ class ConvBackwardPass {
     const CellShape cell_;
     const Call& call_;
     const ConvWindows windows_;
-    const ConvGates<T> gates_;
+    const ConvOperands<T> operands_;
     const std::int64_t state_, maps_;  // values of one step
     const bool adds_;                  // windows overlap
     const bool remakes_;               // gates that the tape does not hold

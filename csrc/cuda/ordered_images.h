@@ -128,6 +128,13 @@ inline bool has_one_order(const Images& images) {
     return std::int64_t{images.height} * images.width <= 1 || images.channels <= 1;
 }
 
+// How many channels of a group products read.
+template <class T>
+int ordered_depth(std::int64_t given) {
+    constexpr std::int64_t width = is_narrow<T> ? Group<T>::size : 1;
+    return to_index(divide_up(given, width) * width);
+}
+
 // What products read: the images as they are given, or in bfloat16 a copy in the order that it asks for.
 template <class T>
 class OrderedImages {
@@ -135,7 +142,7 @@ class OrderedImages {
     OrderedImages(const T* given, std::int64_t batch, std::int64_t groups, const Images& as_given, bool channels_last,
                   Stream stream)
         : images(as_given),
-          depth(static_cast<int>(as_given.channels / groups)),
+          depth(ordered_depth<T>(as_given.channels / groups)),
           last(channels_last),
           data(given),
           copy_(order(batch, groups, as_given), stream) {
@@ -161,9 +168,7 @@ class OrderedImages {
     // How many values a copy has; 0: none is needed.
     std::int64_t order(std::int64_t batch, std::int64_t groups, const Images& as_given) {
         if (!is_narrow<T>) return 0;
-        constexpr int width = Group<T>::size;
-        const bool whole = depth % width == 0 && in_groups(data) && (last || has_one_order(as_given));
-        depth = to_index(divide_up(depth, width) * width);
+        const bool whole = groups * depth == as_given.channels && in_groups(data) && (last || has_one_order(as_given));
         images = images_of(as_given.height, as_given.width, groups * depth, true);
         last = true;
         return whole ? 0 : batch * images.image;

@@ -9,6 +9,7 @@
 
 #include "../segments.h"
 #include "convrecurrent_gradients.h"
+#include "recurrent_backward.h"
 
 namespace tbptt {
 namespace cuda {
@@ -71,27 +72,36 @@ struct ConvBackStep {
     const int* last;  // [windows, B], or null where nothing cuts
     int lag;
     std::int64_t first, images;  // from the first window's first row on
-    const T* products;           // [images, pixels, H]: by the state that entered the later step; not read at lag 0
+    const Real<T>* products;     // [images, pixels, H]: by the state that entered the later step; not read at lag 0
     const T *maps, *beside;      // the tape
     const T *out, *h0, *c0;      // out [T·B, pixels, H], the others [B, pixels, H] or null
     const T *grad_out, *grad_h_n, *grad_c_n;  // like these, or null
     Peepholes<T> peepholes;
-    T* carry;  // [windows·B, pixels, H]
-    T* own;    // out = [windows·B, pixels, G·H] for the next product; or null: dgates are the only window's
-    // out =, or += where `adds`, [T·B, pixels, G·H]: what meets W_hh, and what meets W_ih where that differs. Either may be
-    // where `maps` are.
+    Real<T>* carry;  // [windows·B, pixels, H]
+    T* own;          // out = [windows·B, pixels, G·H] for the next product; or null: dgates are the only window's
+    // out = [T·B, pixels, G·H], unless windows overlap: what meets W_hh, and what meets W_ih where that differs. Either may
+    // be where `maps` are.
     T *dgates, *dgates_x;
-    bool adds;
-    T *grad_h0, *grad_c0;  // out += [B, pixels, H]
+    Real<T>*sums, *sums_x;      // where they do: out += these of all windows; or null
+    Real<T>*grad_h0, *grad_c0;  // out += [B, pixels, H]
 };
 
 // Found on the host: no function of the shape can be called on a device.
 template <class Cell>
 constexpr int first_recurrent = Cell::shape.recurrent_first();
 
+template <class T>
+TBPTT_DEVICE void add_or_set(Real<T>* sums, T* values, std::int64_t at, Real<T> value) {
+    if (sums)
+        sums[at] += value;
+    else
+        values[at] = T(value);
+}
+
 template <class T, template <class> class CellOf>
 __global__ void __launch_bounds__(256, 2) carry_back(const ConvBackStep<T> p) {
-    using Cell = CellOf<ScalarMath<T>>;
+    using V = Real<T>;
+    using Cell = CellOf<ScalarMath<V>>;
     constexpr CellShape cell = Cell::shape;
     constexpr int gates = cell.gates;
     const int hidden = p.rows.hidden, values = p.rows.image(), batch = p.rows.batch;
@@ -104,17 +114,17 @@ __global__ void __launch_bounds__(256, 2) carry_back(const ConvBackStep<T> p) {
         const bool carried = p.lag > 0 && !p.cuts.at(later), injects = p.grad_out && step >= p.windows.losses(n);
         const bool final = p.lag == 0 && step == p.windows.steps - 1, initial = step < 0;
         const bool reset = !initial && p.cuts.is_init && p.cuts.is_init[place] != 0;
-        const T factor = carried && p.cuts.carry_scale ? p.cuts.carry_scale[later] : T(1);
+        const V factor = carried && p.cuts.carry_scale ? V(p.cuts.carry_scale[later]) : V(1);
         const auto before = [&](const T* given, const T* others, int i) {
-            if (reset) return T(0);
-            if (step == 0) return given ? given[std::int64_t{b} * values + i] : T(0);
-            return others[(place - batch) * values + i];
+            if (reset) return V(0);
+            if (step == 0) return given ? V(given[std::int64_t{b} * values + i]) : V(0);
+            return V(others[(place - batch) * values + i]);
         };
         for (int i = static_cast<int>(global_index()); i < values; i += static_cast<int>(global_count())) {
             const int pixel = i / hidden, unit = i - pixel * hidden;
             const std::int64_t state = std::int64_t{b} * values + i, at = place * values + i;
-            T dh = carried ? p.products[image * values + i] * factor : T(0);
-            T carry = cell.has_carry && carried ? p.carry[row * values + i] * factor : T(0);
+            V dh = carried ? p.products[image * values + i] * factor : V(0);
+            V carry = cell.has_carry && carried ? p.carry[row * values + i] * factor : V(0);
             if (initial) {
                 p.grad_h0[state] += cell.has_carry && !cell.has_c ? dh + carry : dh;
                 if (cell.has_c) p.grad_c0[state] += carry;
@@ -124,17 +134,17 @@ __global__ void __launch_bounds__(256, 2) carry_back(const ConvBackStep<T> p) {
             if (final && p.grad_h_n) dh += p.grad_h_n[state];
             if (cell.has_c && final && p.grad_c_n) carry += p.grad_c_n[state];
             const std::int64_t gate = (place * p.rows.pixels + pixel) * (gates * hidden) + unit;
-            T saved[cell.saved + 1], dgates[cell.gate_gradients], carry_out = 0;
+            V saved[cell.saved + 1], dgates[cell.gate_gradients], carry_out = 0;
 #pragma unroll
             for (int g = 0; g < gates; ++g)
-                if (cell.saved > 0) saved[g] = p.maps[gate + g * hidden];
+                if (cell.saved > 0) saved[g] = from_tape(p.maps[gate + g * hidden], cell.sigmoids >> g & 1u);
             if (cell.candidate_apart) saved[gates] = p.beside[at];
-            const T h = cell.saved == 0 ? p.out[at] : T(0), c = cell.has_c ? p.beside[at] : T(0);
-            const T h_before = cell.candidate_apart ? before(p.h0, p.out, i) : T(0);
-            const T c_before = cell.has_c ? before(p.c0, p.beside, i) : T(0);
+            const V h = cell.saved == 0 ? V(p.out[at]) : V(0), c = cell.has_c ? V(p.beside[at]) : V(0);
+            const V h_before = cell.candidate_apart ? before(p.h0, p.out, i) : V(0);
+            const V c_before = cell.has_c ? before(p.c0, p.beside, i) : V(0);
             if (cell.has_c && p.peepholes.weights) {
                 if constexpr (cell.has_c) {
-                    T weights[3];
+                    V weights[3];
                     p.peepholes.load(p.rows, i, unit, weights);
                     Cell::backward(saved, h, h_before, c_before, c, dh, carry, dgates, carry_out, weights);
                 }
@@ -146,12 +156,12 @@ __global__ void __launch_bounds__(256, 2) carry_back(const ConvBackStep<T> p) {
 #pragma unroll
             for (int g = 0; g < gates; ++g) {
                 const std::int64_t to = gate + g * hidden;
-                const T by_state = dgates[first_recurrent<Cell> + g];
-                if (p.own) p.own[own + g * hidden] = by_state;
-                p.dgates[to] = p.adds ? p.dgates[to] + by_state : by_state;
+                const V by_state = dgates[first_recurrent<Cell> + g];
+                if (p.own) p.own[own + g * hidden] = T(by_state);
+                add_or_set(p.sums, p.dgates, to, by_state);
                 if (!cell.candidate_apart) continue;
-                const T by_x = dgates[(g + 1) % gates];  // which begin with the weights' last block
-                p.dgates_x[to] = p.adds ? p.dgates_x[to] + by_x : by_x;
+                const V by_x = dgates[(g + 1) % gates];  // which begin with the weights' last block
+                add_or_set(p.sums_x, p.dgates_x, to, by_x);
             }
         }
     }
@@ -197,17 +207,18 @@ class ConvBackwardPass {
           products_(windows_.count() * state_, call.stream),
           last_(p.layer.is_init || p.carry_scale ? windows_.count() * shape_.batch : 0, call.stream),
           grad_h0_(shape_, shape_.batch, shape_.hidden, p.grad_h0, call.stream),
-          grad_c0_(shape_, shape_.batch, shape_.hidden, p.grad_c0, call.stream) {}
+          grad_c0_(shape_, shape_.batch, shape_.hidden, p.grad_c0, call.stream),
+          sums_(dgates_, adds_ ? shape_.steps * maps_ : 0, call),
+          sums_x_(dgates_x_, dgates_x_ && adds_ ? shape_.steps * maps_ : 0, call),
+          sums_h0_(grad_h0_.data(), state_, call),
+          sums_c0_(grad_c0_.data(), cell_.has_c ? state_ : 0, call) {}
 
     void run() const {
         // Where windows do not overlap, gates are read for the last time where their gradients are written.
         T* again = again_ ? static_cast<T*>(again_) : static_cast<T*>(dgates_);
         if (remakes_) make_again(again);
-        clear(grad_h0_.data(), state_);
-        if (cell_.has_c) clear(grad_c0_.data(), state_);
-        if (adds_) clear(dgates_, shape_.steps * maps_);
-        if (adds_ && cell_.candidate_apart) clear(dgates_x_, shape_.steps * maps_);
         walk(remakes_ ? again : p_.tape.maps);
+        for (const Sums<T>* each : {&sums_, &sums_x_, &sums_h0_, &sums_c0_}) each->finish();
         grad_h0_.finish();
         grad_c0_.finish();
         const T* by_inputs = dgates_x_ ? static_cast<const T*>(dgates_x_) : static_cast<const T*>(dgates_);
@@ -216,10 +227,6 @@ class ConvBackwardPass {
 
    private:
     std::int64_t places() const { return shape_.steps * shape_.batch; }
-
-    void clear(T* values, std::int64_t count) const {
-        set_bytes(values, 0, static_cast<std::size_t>(count) * sizeof(T), call_.stream);
-    }
 
     // What a tape without gates does not hold, step by step as in the forward pass.
     void make_again(T* maps) const {
@@ -258,9 +265,10 @@ class ConvBackwardPass {
         s.own = own_;
         s.dgates = dgates_;
         s.dgates_x = dgates_x_;
-        s.adds = adds_;
-        s.grad_h0 = grad_h0_.data();
-        s.grad_c0 = grad_c0_.data();
+        s.sums = sums_.values();
+        s.sums_x = sums_x_.values();
+        s.grad_h0 = sums_h0_.values();
+        s.grad_c0 = sums_c0_.values();
         if (last_)
             launch(&find_window_ends<T>, grid_for(windows_.count() * shape_.batch), call_.stream,
                    WindowEnds<T>{windows_, s.cuts, last_});
@@ -292,9 +300,11 @@ class ConvBackwardPass {
     const bool adds_;                  // windows overlap
     const bool remakes_;               // gates that the tape does not hold
     const ChannelsLast<T> out_, grad_out_, grad_h_n_, grad_c_n_;
-    const Scratch<T> dgates_, dgates_x_, again_, candidate_, own_, carry_, products_;
+    const Scratch<T> dgates_, dgates_x_, again_, candidate_, own_;
+    const Scratch<Real<T>> carry_, products_;
     const Scratch<int> last_;
     const WrittenChannelsLast<T> grad_h0_, grad_c0_;
+    const Sums<T> sums_, sums_x_, sums_h0_, sums_c0_;
 };
 
 }  // namespace cuda

@@ -85,6 +85,15 @@ def test_masks_and_truncation(device: Device, cell: str, masks: str, truncation:
     assert_identical(contiguous(again), contiguous(found))
 
 
+@pytest.mark.parametrize("cell", ["rnn_tanh", "gru", "lstm_map"])
+def test_windows_that_end_early(device: Device, cell: str) -> None:
+    """Products deep enough to be made in parts, of fewer images from step to step."""
+    shape = Shape((6, 2, 3, 40), (3, 4), (3, 3), (5, 5))
+    problem = make_problem(cell, shape, BFLOAT16)
+    options: dict[str, Any] = {"truncation": (2, 5), **some_masks(problem, "is_init")}
+    compare(run(device.ops(), problem, **options), expected(cell, shape, "is_init", (2, 5)))
+
+
 @smooth
 @pytest.mark.parametrize("missing", ["hx", "b_ih", "b_hh", "grad_hx", "grad_out"])
 def test_what_is_optional(device: Device, cell: str, missing: str) -> None:

@@ -14,6 +14,7 @@ template <class T>
 struct Correlation {
     Images source_images, target_images;
     int batch, groups, depth, columns;  // of a group: channels of the source, and of the target
+    const int* live;                    // of the batch, how many images from the first one on there are; null: all
     int w_depths;                       // channels of the source that w knows; behind them the source has zeros
     int phases_down, phases_across;
     Direction down[most_phases_down], across[most_phases_across];
@@ -41,7 +42,7 @@ struct Correlation {
 
 template <class T>
 TBPTT_DEVICE int rows_of(const Correlation<T>& p, const Direction& down, const Direction& across) {
-    return p.batch * down.pixels * across.pixels;
+    return (p.live ? *p.live : p.batch) * down.pixels * across.pixels;
 }
 
 // factors [group][column][depth] (along) or [group][depth][column], zeros behind the last of each line.
@@ -77,14 +78,14 @@ class CorrelationTarget {
     using Sum = Real<T>;
 
    public:
-    TBPTT_DEVICE CorrelationTarget(const Correlation<T>& p, const Direction& down, const Direction& across, int group,
-                                   int first_row, int first_column)
+    TBPTT_DEVICE CorrelationTarget(const Correlation<T>& p, const Direction& down, const Direction& across, int rows,
+                                   int group, int first_row, int first_column)
         : p_(p),
           down_(down),
           across_(across),
           first_row_(first_row),
           first_column_(first_column),
-          rows_(rows_of(p, down, across)),
+          rows_(rows),
           channels_(blockIdx.z * p.part_size +
                     (std::int64_t{group} * p.columns + first_column) * p.target_images.channel),
           bias_(p.bias ? p.bias + std::int64_t{group} * p.columns : nullptr) {}
@@ -190,7 +191,7 @@ __global__ void __launch_bounds__(Tile::threads, 2) correlate(const Correlation<
     Right right(p.factors + p.factors_of[phase] + group * p.factors_group[phase] +
                     first_column * (Tile::along ? stride : 1) + first_depth * (Tile::along ? 1 : stride),
                 stride, p.columns - first_column, depth - first_depth);
-    CorrelationTarget<T> target(p, down, across, group, first_row, first_column);
+    CorrelationTarget<T> target(p, down, across, rows, group, first_row, first_column);
     __syncthreads();
     if constexpr (is_launched<Tile>) multiply_tile<Tile, Exact>(left, right, chunks, memory, target);
 }

@@ -148,7 +148,7 @@ Correlation<T> PackedConvolution<T>::correlate(const ConvolutionShape& s, const 
 }
 
 template <class T>
-void PackedConvolution<T>::run(std::int64_t images, const T* x, Real<T>* y) const {
+void PackedConvolution<T>::run(std::int64_t images, const int* live, const T* x, Real<T>* y) const {
     ConvolutionShape s = shape_;
     s.batch = images;
     check_sizes(s);
@@ -156,6 +156,7 @@ void PackedConvolution<T>::run(std::int64_t images, const T* x, Real<T>* y) cons
     Correlation<T> p = p_;
     p.source = source.data;
     p.target.take_sums(y);
+    p.live = live;
     set_batch(s, images, p);
     run_in_parts<T>(p, images, call_.stream, [&] { correlate_packed(p, call_); });
 }

@@ -13,8 +13,9 @@ class PackedConvolution {
     // `shape.batch` is a number of images that it may be asked for.
     PackedConvolution(const ConvolutionShape& shape, const T* w, const T* b, const Call& call);
 
-    // y = out, of so many images x: the sums, not rounded.
-    void run(std::int64_t images, const T* x, Real<T>* y) const;
+    // y = out, of so many images x: the sums, not rounded. `live`, or null, is on the device: how many images, from the first
+    // one on, there are indeed.
+    void run(std::int64_t images, const int* live, const T* x, Real<T>* y) const;
 
    private:
     static Correlation<T> correlate(const ConvolutionShape& shape, const T* w, const T* b);

@@ -232,7 +232,7 @@ class ConvGates {
     // asked for in their order.
     void apply(std::int64_t t, const T* h, const T* c, ConvStep<T> to) const {
         to.rows = operands_.rows;
-        if (h) by_state_.run(shape_.batch, h, products_);
+        if (h) by_state_.run(shape_.batch, nullptr, h, products_);
         to.is_init = layer_.is_init ? layer_.is_init + t * shape_.batch : nullptr;
         to.products = h ? static_cast<const Real<T>*>(products_) : nullptr;
         to.b_hh = layer_.b_hh;

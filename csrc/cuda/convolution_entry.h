@@ -132,7 +132,7 @@ void correlation(const ConvolutionForward<T>& f, const OrderedImages<T>& source,
     set_batch(s, s.batch, p);
     run_in_parts<T>(p, s.batch, call.stream, [&] { for_phases(s, p, [&] { correlate_phases(p, call); }); });
     if constexpr (is_narrow<T>)
-        if (together) turn<T, false>(s.batch, results, 1, results.channels, together, f.y, call.stream);
+        if (together) turn_images<T, false>(s.batch, results, together, f.y, call.stream);
 }
 
 template <class T>

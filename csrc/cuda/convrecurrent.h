@@ -44,9 +44,7 @@ class ChannelsLast {
     ChannelsLast(const ConvRecurrentShape& s, std::int64_t images, std::int64_t channels, const T* given, Stream stream)
         : copy_(given && !same_order(s, channels) ? images * pixels_of(s) * channels : 0, stream),
           data_(copy_ ? static_cast<const T*>(copy_) : given) {
-        if (copy_)
-            turn_images<T>(images, static_cast<int>(pixels_of(s)), static_cast<int>(channels), given, copy_, true,
-                           stream);
+        if (copy_) turn_images<T, true>(images, images_of(s.height, s.width, channels, true), given, copy_, stream);
     }
     operator const T*() const { return data_; }
 
@@ -61,20 +59,19 @@ class WrittenChannelsLast {
    public:
     WrittenChannelsLast(const ConvRecurrentShape& s, std::int64_t images, std::int64_t channels, T* result,
                         Stream stream)
-        : images_(images),
-          pixels_(static_cast<int>(pixels_of(s))),
-          channels_(static_cast<int>(channels)),
+        : count_(images),
+          images_(images_of(s.height, s.width, channels, true)),
           result_(result),
           stream_(stream),
           own_(result && !same_order(s, channels) ? images * pixels_of(s) * channels : 0, stream) {}
     T* data() const { return own_ ? static_cast<T*>(own_) : result_; }
     void finish() const {
-        if (own_) turn_images<T>(images_, pixels_, channels_, own_, result_, false, stream_);
+        if (own_) turn_images<T, false>(count_, images_, own_, result_, stream_);
     }
 
    private:
-    const std::int64_t images_;
-    const int pixels_, channels_;
+    const std::int64_t count_;
+    const Images images_;
     T* const result_;
     const Stream stream_;
     const Scratch<T> own_;
@@ -113,7 +110,7 @@ struct ConvStep {
 // Blocks of a grid for rows and units: an image for each of its rows.
 inline Grid grid_for_images(const ImageRows& rows, std::int64_t images) {
     Grid grid = grid_for(rows.image());
-    grid.y = rows_for(images);
+    grid.y = static_cast<unsigned>(images < 65535 ? images : 65535);  // kernels stride by `gridDim.y`
     return grid;
 }
 

@@ -58,9 +58,8 @@ class ConvForwardPass {
 
     // The states of a run; the last one goes before those of the next run.
     void write_planes(std::int64_t first, std::int64_t count) const {
-        const ImageRows& rows = operands_.rows;
-        turn_images<T>(count * shape_.batch, rows.pixels, rows.hidden, states_ + state_, p_.out + first * state_, false,
-                       call_.stream);
+        turn_images<T, false>(count * shape_.batch, images_of(shape_.height, shape_.width, shape_.hidden, true),
+                              states_ + state_, p_.out + first * state_, call_.stream);
         copy_bytes(states_, states_ + count * state_, static_cast<std::size_t>(state_) * sizeof(T), call_.stream);
     }
 

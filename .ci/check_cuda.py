@@ -17,6 +17,8 @@ HOT = (
     "walk_backward",
     "cluster_forward",
     "cluster_backward",
+    "tiles_forward",
+    "tiles_backward",
     "multiply_matrices",
     "correlate",
     "depthwise",

@@ -4,9 +4,12 @@ set(cuda_kernels
   csrc/cuda/convolution.cu
   csrc/cuda/convolution_bfloat16.cu
   csrc/cuda/convrecurrent.cu
+  csrc/cuda/elementwise.cu
   csrc/cuda/embedding.cu
   csrc/cuda/lag_norms.cu
+  csrc/cuda/linear.cu
   csrc/cuda/loss.cu
+  csrc/cuda/normalization.cu
   csrc/cuda/optimizer.cu
   csrc/cuda/pooling.cu
   csrc/cuda/recurrent.cu
@@ -23,11 +26,14 @@ set(cuda_bindings
   csrc/bindings/cuda/layers.cpp
   csrc/bindings/cuda/losses.cpp
   csrc/bindings/cuda/module.cpp
+  csrc/bindings/cuda/normalization.cpp
   csrc/bindings/cuda/optimizers.cpp
   csrc/bindings/cuda/pooling.cpp
   csrc/bindings/cuda/recurrent.cpp
   csrc/bindings/cuda/runtime.cpp
+  csrc/bindings/layer_arguments.cpp
   csrc/bindings/loss_arguments.cpp
+  csrc/bindings/normalization_arguments.cpp
   csrc/bindings/optimizer_arguments.cpp
   csrc/bindings/pooling_arguments.cpp
   csrc/bindings/recurrent_arguments.cpp

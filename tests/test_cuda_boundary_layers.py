@@ -14,7 +14,14 @@ import pytest
 from tbptt_fast import cuda
 from tbptt_fast import reference_layers as reference
 
-from . import test_boundary_layers, test_pooling
+from . import (
+    test_activations,
+    test_batch_norm,
+    test_boundary_layers,
+    test_dropout,
+    test_layer_norm,
+    test_pooling,
+)
 from .cuda_cases import EmulatedDevice, assert_near
 from .test_boundary import message
 from .test_cuda_boundary import Exporter, Interface, as_numpy
@@ -22,13 +29,18 @@ from .test_optimizer_errors import WRONG_ARRAYS, WRONG_OPTIONS
 from .test_optimizers import STATES, one, ops, step_of
 
 VALUES = ("values in", "…got 5", "…got -1")
+TABLES = (
+    *test_boundary_layers.WRONG,
+    *test_pooling.WRONG,
+    *test_batch_norm.WRONG,
+    *test_layer_norm.WRONG,
+    *((op, args, {}, error, text) for op, args, error, text in test_activations.WRONG),
+)
 WRONG = [
     case
-    for case in (*test_boundary_layers.WRONG, *test_pooling.WRONG)
-    if hasattr(cuda, case[0])
-    and not (
-        case[4].startswith(("ids", "targets", "indices")) and any(v in case[4] for v in VALUES)
-    )
+    for case in TABLES
+    if not (case[4].startswith(("ids", "targets", "indices")) and any(v in case[4] for v in VALUES))
+    and not isinstance(case[1][0], np.generic)  # which the emulated device reads as an array
 ]
 
 
@@ -44,7 +56,44 @@ def test_wrong_arguments(
 
 
 def test_the_tables_are_not_empty() -> None:
-    assert len(WRONG) > 40
+    assert len(WRONG) > 80
+
+
+@pytest.mark.usefixtures("emulated")
+@pytest.mark.parametrize(("p", "key", "error", "text"), test_dropout.WRONG)
+@pytest.mark.parametrize("op", ["dropout", "dropout_backward"])
+def test_wrong_dropout(op: str, p: Any, key: Any, error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match=message(f"{op}: {text}")):
+        getattr(cuda, op)(np.ones(3), p, key)
+
+
+@pytest.mark.usefixtures("emulated")
+@pytest.mark.parametrize("op", ["exp", "relu", "tanh", "sigmoid", "dropout"])
+def test_wrong_arrays_of_elementwise_functions(op: str) -> None:
+    more = (0.5, 0) if op == "dropout" else ()
+    for x, text in (([1.0], "an array, got list"), (np.ones(3, int), "dtype …got int64")):
+        with pytest.raises(TypeError, match=message(f"{op}: x: expected {text}")):
+            getattr(cuda, op)(x, *more)
+
+
+@pytest.mark.usefixtures("emulated")
+def test_sizes_that_only_a_device_refuses() -> None:
+    """Of nothing, so that they cost nothing."""
+    x, w = np.zeros((0, 2**20 + 1)), np.zeros((3, 2**20 + 1))
+    text = "linear: w: expected at most 2**20 inputs and outputs, got shape [3, 1048577]"
+    with pytest.raises(ValueError, match=message(text)):
+        cuda.linear(x, w)
+    x, w = np.zeros((2**31, 0)), np.zeros((3, 0))
+    text = "linear_backward: x: expected less than 2**31 rows, got shape [2147483648, 0]"
+    with pytest.raises(ValueError, match=message(text)):
+        cuda.linear_backward(x, x, w)
+    x, c = np.zeros((0, 1, 2**16, 2**15)), np.ones(1)
+    for op, args in (("batch_norm", (x, c, c, c, c)), ("batch_norm_backward", (x, x, c, c, c))):
+        text = f"{op}: x: expected planes of less than 2**31 values, got shape [0, 1, 65536, 32768]"
+        with pytest.raises(ValueError, match=message(text)):
+            getattr(cuda, op)(*args, training=False)
+    with pytest.raises(ValueError, match=message("linear: precision: expected")):
+        cuda.linear(np.ones((2, 3)), np.ones((3, 3)), precision="half")
 
 
 @pytest.mark.usefixtures("emulated")
@@ -156,6 +205,12 @@ def test_devices_must_agree(emulated: EmulatedDevice) -> None:
         cuda.sgd_step([near, far], [near, near], None, lr=0.1)
     with pytest.raises(ValueError, match=message(text.format("sgd_step: grads[0]", "params[0]"))):
         cuda.sgd_step([near], [far], None, lr=0.1)
+    with pytest.raises(ValueError, match=message(text.format("linear: w", "x"))):
+        cuda.linear(np.ones((2, 3)), far)
+    with pytest.raises(ValueError, match=message(text.format("layer_norm: weight", "x"))):
+        cuda.layer_norm(np.ones((2, 12)), far.reshape(12), None)
+    with pytest.raises(ValueError, match=message(text.format("…: grad_out", "y"))):
+        cuda.activation_backward(far, near, "relu")
     emulated.module.place_on_device(far.ctypes.data, 0, 0)
 
 
@@ -173,11 +228,17 @@ def test_arrays_of_unknown_libraries(emulated: EmulatedDevice, wrap: Any) -> Non
     assert (loss.shape, loss.dtype) == ((), "float64")
     assert_near(as_numpy(loss), wanted[0], "forward", length=9)
     assert_near(as_numpy(slope), wanted[1], "gradient", length=9)
+    normal = cuda.layer_norm(wrap(x), None, None)
+    assert repr(normal.mean) == "<DeviceArray [1, 2, 4], float64, device 0>"
+    np.testing.assert_allclose(as_numpy(normal.mean), x.mean(axis=-1))
+    grads = cuda.linear_backward(wrap(x), wrap(x), wrap(np.ones((6, 6))), needs=("w",))
+    assert grads.x is None
+    np.testing.assert_allclose(as_numpy(grads.w), x.reshape(-1, 6).T @ x.reshape(-1, 6))
     param = np.ones(4)
     norm = cuda.sgd_step([wrap(param)], [wrap(np.array([3.0, 4, 0, 0]))], None, lr=0.5)
     assert as_numpy(norm) == 5.0
     np.testing.assert_array_equal(param, [-0.5, -1, 1, 1])
-    del y, indices, grad, loss, slope, norm
+    del y, indices, grad, loss, slope, normal, grads, norm
     assert emulated.module.live_allocations() == 0
 
 

@@ -108,19 +108,20 @@ def test_dropout_takes_any_layout_and_changes_no_input() -> None:
     assert tbptt_fast.dropout(np.zeros((2, 0, 3)), 0.5, 0).shape == (2, 0, 3)
 
 
-@pytest.mark.parametrize(
-    ("p", "key", "error", "text"),
-    [
-        (1.0, 0, ValueError, "p: expected a number in [0, 1), got 1.0"),
-        (-0.1, 0, ValueError, "p: expected a number in [0, 1), got -0.1"),
-        (np.nan, 0, ValueError, "p: expected a number in [0, 1), got nan"),
-        ("0.5", 0, TypeError, "p: expected a number in [0, 1), got str"),
-        (0.5, -1, ValueError, "key: expected an integer >= 0, got -1"),
-        (0.5, 2**63, ValueError, "key: expected an integer below 2**63, got 9223372036854775808"),
-        (0.5, 1.0, TypeError, "key: expected an integer, got float"),
-        (0.5, None, TypeError, "key: expected an integer, got NoneType"),
-    ],
-)
+# p, key, and the error.
+WRONG: list[tuple[Any, Any, type[Exception], str]] = [
+    (1.0, 0, ValueError, "p: expected a number in [0, 1), got 1.0"),
+    (-0.1, 0, ValueError, "p: expected a number in [0, 1), got -0.1"),
+    (np.nan, 0, ValueError, "p: expected a number in [0, 1), got nan"),
+    ("0.5", 0, TypeError, "p: expected a number in [0, 1), got str"),
+    (0.5, -1, ValueError, "key: expected an integer >= 0, got -1"),
+    (0.5, 2**63, ValueError, "key: expected an integer below 2**63, got 9223372036854775808"),
+    (0.5, 1.0, TypeError, "key: expected an integer, got float"),
+    (0.5, None, TypeError, "key: expected an integer, got NoneType"),
+]
+
+
+@pytest.mark.parametrize(("p", "key", "error", "text"), WRONG)
 def test_wrong_arguments(p: Any, key: Any, error: type[Exception], text: str) -> None:
     for op in ("dropout", "dropout_backward"):
         with pytest.raises(error, match=message(f"{op}: {text}")):

@@ -114,12 +114,6 @@ Needs read_needs(py::handle given, const char* op) {
     return needs;
 }
 
-py::object chosen(bool needed, const py::array& array) { return needed ? py::object(array) : py::object(py::none()); }
-
-py::object chosen(bool needed, const py::array& array, const Extents& extents) {
-    return needed ? py::object(reshaped(array, extents)) : py::object(py::none());
-}
-
 int64_t read_integer(py::handle object, int64_t least, const Argument& argument) {
     const py::object number = to_index(object);
     if (!number) argument.type_error("expected an integer, got " + type_name(object));

@@ -67,9 +67,6 @@ struct Needs {
     bool x = false, w = false, b = false;
 };
 Needs read_needs(py::handle given, const char* op);
-// The array, in its public shape, or None where it is not needed.
-py::object chosen(bool needed, const py::array& array);
-py::object chosen(bool needed, const py::array& array, const Extents& extents);
 
 int64_t read_integer(py::handle object, int64_t least, const Argument& argument);
 

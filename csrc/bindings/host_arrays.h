@@ -57,6 +57,11 @@ struct HostArrays {
         Output<T> output({element_count(shape)});
         return {reshaped(output.array, shape), output.data};
     }
+    // Of another dtype than x's, which is all the same here.
+    template <class T>
+    Made<T> make_other(const Extents& shape) const {
+        return make<T>(shape);
+    }
 };
 
 }  // namespace tbptt::python

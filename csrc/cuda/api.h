@@ -97,6 +97,39 @@ void softmax_forward(const SoftmaxForward<T>& p, const Call& call);
 template <class T>
 void softmax_backward(const SoftmaxBackward<T>& p, const Call& call);
 
+// Fewer than 2^31 rows, and at most 2^20 inputs and outputs.
+template <class T>
+void linear_forward(const LinearForward<T>& p, const Call& call);
+
+template <class T>
+void linear_backward(const LinearBackward<T>& p, const Call& call);
+
+// Of each element; `to` may be `from`.
+template <class T>
+void exponentials(std::int64_t count, const T* from, T* to, const Call& call);
+
+template <class T>
+void activations(Activation activation, std::int64_t count, const T* from, T* to, const Call& call);
+
+template <class T>
+void activation_backward(const ActivationBackward<T>& p, const Call& call);
+
+// Planes (`inner` of the shape) of fewer than 2^31 values.
+template <class T>
+void batch_norm_forward(const BatchNormForward<T>& p, const Call& call);
+
+template <class T>
+void batch_norm_backward(const BatchNormBackward<T>& p, const Call& call);
+
+template <class T>
+void layer_norm_forward(const LayerNormForward<T>& p, const Call& call);
+
+template <class T>
+void layer_norm_backward(const LayerNormBackward<T>& p, const Call& call);
+
+template <class T>
+void dropout(const Dropout<T>& p, const Call& call);
+
 // Fewer than 2^31 values in a plane or, with channels last, in an image, of inputs and of outputs.
 template <class T>
 void max_pool_forward(const MaxPoolForward<T>& p, const Call& call);

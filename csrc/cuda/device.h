@@ -129,15 +129,14 @@ TBPTT_DEVICE int warp_count() { return static_cast<int>(blockDim.x) / warp_size;
 TBPTT_DEVICE std::int64_t global_index() { return std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x; }
 TBPTT_DEVICE std::int64_t global_count() { return std::int64_t{gridDim.x} * blockDim.x; }
 
-// A barrier of `count` blocks that are all at work (a launch with `together`). `*arrived` begins at zero and only grows;
-// `passed` counts the barriers that this thread has passed.
-TBPTT_DEVICE void wait_for_blocks(unsigned* arrived, unsigned count, unsigned& passed) {
+// A barrier of `count` blocks that are all at work (a launch with `together`), their barrier number `turn` = 1, 2 … `*arrived`
+// begins at zero and only grows.
+TBPTT_DEVICE void wait_for_blocks(unsigned* arrived, unsigned count, unsigned turn) {
     __syncthreads();
-    ++passed;
     if (threadIdx.x == 0) {
         __threadfence();
         add_and_get_old(arrived, 1);
-        while (load_volatile(arrived) < passed * count) pause_in_spin();
+        while (load_volatile(arrived) < turn * count) pause_in_spin();
         __threadfence();
     }
     __syncthreads();

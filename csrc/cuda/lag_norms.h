@@ -94,10 +94,11 @@ __global__ void step_back(const LagStep<T> p) {
     for (int row = static_cast<int>(global_index() / warp_size); row < live; row += warps) {
         const Segment s = rows[row];
         if (p.lag >= s.length) continue;
+        const typename Pass::Row step = pass.row(row, p.lag);
         double squares = 0;  // of float's they would overflow or vanish
         for (int unit = lane_index(); unit < hidden; unit += warp_size) {
             const std::int64_t at = std::int64_t{row} * hidden + unit;
-            const auto fetched = pass.fetch(row, p.lag, unit);
+            const auto fetched = pass.fetch(step, unit);
             const V carried[1] = {p.lag > 0 ? V(p.carried[at]) : V(0)};
             const V by_h = fetched.dh + carried[0] + (cell.has_c ? V(0) : fetched.carry), by_c = fetched.carry;
             squares += static_cast<double>(by_h) * by_h;
@@ -108,7 +109,7 @@ __global__ void step_back(const LagStep<T> p) {
                 if (cell.has_c) to[hidden] = by_c;
             }
             V left[Pass::left];
-            pass.finish(row, p.lag, unit, carried, fetched, left);
+            pass.finish(step, unit, carried, fetched, left);
         }
         squares = combine_lanes(squares, warp_size, Sum());
         if (lane_index() == 0)

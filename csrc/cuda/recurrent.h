@@ -29,47 +29,30 @@ struct WalkShape {
     static TBPTT_DEVICE int warp_first() { return warp_index() / Splits * warp_rows; }
 };
 
-// Which of them, by the rows that are at work at once.
-enum class Many { few, some, many };
+// Which of them, by the rows that are at work at once. More rows go in tiles (recurrent_tiles.h).
+constexpr std::int64_t most_rows_of_few = 32, most_rows_of_shapes = 512;
 
-template <class T, Many, bool Exact>
-struct Shapes {  // double
+template <class T, bool Few>
+struct Shapes {
+    using Forward = WalkShape<1, 1, Few ? 8 : 2>;
+    using Backward = WalkShape<1, Few ? 1 : 2, Few ? 8 : 2>;
+};
+template <bool Few>
+struct Shapes<double, Few> {
     using Forward = WalkShape<1, 1, 4>;
     using Backward = WalkShape<1, 2, 4>;
 };
-template <bool Exact>
-struct Shapes<float, Many::few, Exact> {
-    using Forward = WalkShape<1, 1, 8>;
-    using Backward = WalkShape<1, 1, 8>;
-};
-template <bool Exact>
-struct Shapes<float, Many::some, Exact> {
-    using Forward = WalkShape<1, 1, 2>;
-    using Backward = WalkShape<1, 2, 2>;
-};
-// Each row is read by as few blocks as registers allow.
-template <bool Exact>
-struct Shapes<float, Many::many, Exact> {
-    using Forward = WalkShape<Exact ? 1 : 2, 4, 1>;
-    using Backward = WalkShape<2, 8, 1>;
-};
-
-template <Many rows, bool Exact>
-struct Shapes<Bfloat16, rows, Exact> : Shapes<float, rows, false> {};
 
 // Calls `launch` with the shapes of a walk of so many rows and with whether products are exact.
 template <class T, class Launch>
 void choose_walk(std::int64_t rows, const Call& call, const Launch& launch) {
-    const auto with = [&](auto many) {
-        constexpr Many rows_at_once = decltype(many)::value;
-        if (call.exact || !is_single<T>)
-            launch(Shapes<T, rows_at_once, true>{}, std::true_type{});
+    const auto with = [&](auto shapes) {
+        if constexpr (is_single<T>)
+            call.exact ? launch(shapes, std::true_type{}) : launch(shapes, std::false_type{});
         else
-            launch(Shapes<T, rows_at_once, !is_single<T>>{}, std::integral_constant<bool, !is_single<T>>{});
+            launch(shapes, std::true_type{});
     };
-    if (rows <= 32) return with(std::integral_constant<Many, Many::few>{});
-    if (rows <= 512) return with(std::integral_constant<Many, Many::some>{});
-    with(std::integral_constant<Many, Many::many>{});
+    rows <= most_rows_of_few ? with(Shapes<T, true>{}) : with(Shapes<T, false>{});
 }
 
 // Four elements of the depth, which are eight values of bfloat16.
@@ -194,11 +177,10 @@ struct WalkProduct {
     bool resident;       // found by `plan_walk`: the weights of a block stay in shared memory
 };
 
-// Values of the block's tile that wait for their cell, where several warps have parts of them.
+// Values of the block's tile that wait for their cell, of which several warps have parts.
 template <class T, class Shape, int Gates>
 constexpr std::size_t parts_bytes =
-    Shape::splits == 1 ? 0
-                       : walk_warps * Shape::row_tiles * Gates * Shape::unit_tiles * 4 * warp_size * sizeof(Real<T>);
+    walk_warps * Shape::row_tiles * Gates * Shape::unit_tiles * 4 * warp_size * sizeof(Real<T>);
 
 // The weights of the block's units, to where `BlockWeights` looks for them.
 template <class T, class Shape, int Gates>
@@ -231,7 +213,7 @@ class RowsInMemory {
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
                 const int row = at.first_row + Shape::warp_first() + i * tile_rows + half * 8 + lane_index() / 4;
-                rows_[i][half] = row < at.live ? pass.source(row, at.lag) : nullptr;
+                rows_[i][half] = row < at.live ? pass.row(row, at.lag).source : nullptr;
             }
     }
 
@@ -253,10 +235,10 @@ class RowsInMemory {
 };
 
 // What a block does with one tile at one lag. A pass has
-//   const T* source(row, lag)                            the values of the row's last step, or null
-//   Fetched fetch(row, lag, unit)                        what the cell needs beside the product: nothing that other threads of
-//                                                        the launch write, so that it is read before they are waited for
-//   finish(row, lag, unit, sums[Gates], fetched, left)   the cell; `left` is what the next step's product takes
+//   Row row(row, lag)                           the row's step; its `source` are the values of the last one, or null
+//   Fetched fetch(Row, unit)                    what the cell needs beside the product: nothing that other threads of the
+//                                               launch write, so that it is read before they are waited for
+//   finish(Row, unit, sums[Gates], fetched, left)   the cell; `left` is what the next step's product takes
 // Lags of one row and unit are always the same thread's.
 template <class T, class Shape, int Gates, bool Exact, class Pass>
 class TileWork {
@@ -279,27 +261,6 @@ class TileWork {
         return reinterpret_cast<T*>(parts_ + parts_bytes<T, Shape, Gates> / sizeof(Sum));
     }
 
-    // Each warp has the whole depth of its rows: the cell takes the sums from its registers.
-    template <class Source>
-    TBPTT_DEVICE void by_warps(const WalkTile& at, const Source& source) const {
-        Sum sums[Shape::row_tiles][columns][4] = {};
-        multiply(at, source, sums);
-#pragma unroll
-        for (int i = 0; i < Shape::row_tiles; ++i)
-#pragma unroll
-            for (int tile = 0; tile < Shape::unit_tiles; ++tile)
-#pragma unroll
-                for (int v = 0; v < 4; ++v) {
-                    const int row = at.first_row + Shape::warp_first() + i * tile_rows + lane_index() / 4 + v / 2 * 8,
-                              unit = at.first_unit + tile * tile_columns + lane_index() % 4 * 2 + v % 2;
-                    Sum values[Gates], left[Pass::left];
-#pragma unroll
-                    for (int gate = 0; gate < Gates; ++gate) values[gate] = sums[i][gate * Shape::unit_tiles + tile][v];
-                    if (row < at.live && unit < hidden_)
-                        pass_.finish(row, at.lag, unit, values, pass_.fetch(row, at.lag, unit), left);
-                }
-    }
-
     // Several warps have parts of the depth, which meet in shared memory [split][gate and tile][row][unit]. wait_for() waits for
     // the last step and returns the source, keep(row, unit, left) takes what this step leaves; both count in the tile.
     template <class WaitFor, class Keep>
@@ -313,9 +274,11 @@ class TileWork {
                 if (i < count && at.first_row + row < at.live && at.first_unit + unit < hidden_) found(n, row, unit);
             }
         };
+        typename Pass::Row rows[each] = {};
         typename Pass::Fetched fetched[each] = {};
         for_mine([&](int n, int row, int unit) {
-            fetched[n] = pass_.fetch(at.first_row + row, at.lag, at.first_unit + unit);
+            rows[n] = pass_.row(at.first_row + row, at.lag);
+            fetched[n] = pass_.fetch(rows[n], at.first_unit + unit);
         });
         Sum sums[Shape::row_tiles][columns][4] = {};
         multiply(at, wait_for(), sums);
@@ -341,7 +304,7 @@ class TileWork {
                 for (int s = 0; s < Shape::splits; ++s)
                     values[gate] += parts_[part(s, column, row) + unit % tile_columns];
             }
-            pass_.finish(at.first_row + row, at.lag, at.first_unit + unit, values, fetched[n], left);
+            pass_.finish(rows[n], at.first_unit + unit, values, fetched[n], left);
             keep(row, unit, left);
         });
         __syncthreads();  // before the next tile's parts
@@ -387,21 +350,27 @@ TBPTT_DEVICE Real<T> from_tape(T kept, bool sigmoid) {
     return kept;
 }
 
+// Waits for the step before, of the blocks whose rows it has to do with.
+template <class T>
+TBPTT_DEVICE void wait_for_step(const WalkProduct<T>& p, int lag) {
+    if (p.together)
+        wait_for_blocks(p.arrived, gridDim.x * gridDim.y, static_cast<unsigned>(lag));
+    else
+        wait_for_blocks(p.arrived + blockIdx.y, gridDim.x, static_cast<unsigned>(lag));
+}
+
 // The walk of a grid whose blocks are all at work: steps meet in the memory of the device.
 template <class T, class Shape, int Gates, bool Exact, class Pass>
 TBPTT_DEVICE void walk_in_grid(const WalkProduct<T>& p, const Pass& pass) {
     using Source = RowsInMemory<T, Shape>;
     const TileWork<T, Shape, Gates, Exact, Pass> work(p, pass);
     const int unit_blocks = (static_cast<int>(p.hidden) + Shape::units - 1) / Shape::units;
-    unsigned passed = 0;
     for (int lag = 0;; ++lag) {
         const int live = p.rows.live(lag);
         if (live == 0) break;
         bool waits = lag > 0;
         const auto wait = [&] {
-            if (waits)
-                wait_for_blocks(p.arrived + (p.together ? 0 : blockIdx.y),
-                                p.together ? gridDim.x * gridDim.y : gridDim.x, passed);
+            if (waits) wait_for_step(p, lag);
             waits = false;
         };
         for (int block = static_cast<int>(blockIdx.x); block < unit_blocks; block += static_cast<int>(gridDim.x))
@@ -412,10 +381,7 @@ TBPTT_DEVICE void walk_in_grid(const WalkProduct<T>& p, const Pass& pass) {
                     wait();
                     return Source(p, pass, at);
                 };
-                if (Shape::splits == 1)
-                    work.by_warps(at, wait_for());
-                else
-                    work.by_block(at, wait_for, [](int, int, const Real<T>*) {});
+                work.by_block(at, wait_for, [](int, int, const Real<T>*) {});
             }
         wait();
     }
@@ -423,6 +389,13 @@ TBPTT_DEVICE void walk_in_grid(const WalkProduct<T>& p, const Pass& pass) {
 
 // The most groups that a walk may have, for their counters.
 constexpr std::int64_t most_groups = 1024;
+
+// Shares tiles of units (across) and rows (down) out among at most so many blocks: groups of those that have all units.
+inline void share_tiles(Grid& grid, std::int64_t across, std::int64_t down, std::int64_t most) {
+    grid.x = static_cast<unsigned>(across < most ? across : most);
+    const std::int64_t groups = most / grid.x < most_groups ? most / grid.x : most_groups;
+    grid.y = static_cast<unsigned>(groups < down ? groups : down);
+}
 
 // How a walk is laid out on the current device: each block keeps the weights of its units if they fit and no block has more
 // units than those. Rows: as many as there are if masks cut nothing.
@@ -440,9 +413,7 @@ Grid plan_walk(const void* kernel, WalkProduct<T>& p, std::int64_t rows) {
     if (!p.resident) grid.shared_bytes -= weights;
     const std::int64_t most = blocks_together(kernel, grid.threads, grid.shared_bytes);
     if (most < 1) throw std::runtime_error("a recurrent layer's kernel does not fit on this device");
-    grid.x = static_cast<unsigned>(unit_blocks < most ? unit_blocks : most);
-    const std::int64_t groups = most / grid.x < most_groups ? most / grid.x : most_groups;
-    grid.y = static_cast<unsigned>(groups < row_blocks ? groups : row_blocks);
+    share_tiles(grid, unit_blocks, row_blocks, most);
     return grid;
 }
 

@@ -9,6 +9,7 @@
 #include "column_sums.h"
 #include "product.h"
 #include "recurrent_cluster.h"
+#include "recurrent_tiles.h"
 #include "states_before.h"
 
 namespace tbptt {
@@ -39,68 +40,67 @@ struct BackwardPass {
 
     const BackwardWalk<T>& p;
 
-    TBPTT_DEVICE std::int64_t place(const Segment& s, int lag) const {
-        return std::int64_t{s.origin - lag} * p.product.rows.batch + s.batch;
-    }
+    // What a row's step has of its own.
+    struct Row {
+        std::int64_t at;  // step·B + b
+        int row, batch;
+        bool initial, injects, runs, ends;  // behind step 0; a loss; a later step went before; this is the last of all
+        bool resets;                        // the state before is zeros
+        V factor;                           // of what the later step passes back
+        const T* source;                    // the later step's dgates, or null
+        T* to;                              // where this one's go: in the sum itself if no other window adds to it
+    };
 
-    // Where the row's own dgates of this lag lie: in the sum itself if no other window adds to it.
-    TBPTT_DEVICE T* gradients_of(int row, const Segment& s, int lag) const {
-        const std::int64_t size = cell.gate_gradients * p.product.hidden;
-        return p.own ? p.own + (lag % 2 * p.own_rows + row) * size : p.dgates + place(s, lag) * size;
+    TBPTT_DEVICE Row row(int row, int lag) const {
+        const Segment s = p.product.rows[row];
+        const int step = s.origin - lag;
+        const bool runs = lag > 0, initial = step < 0;
+        const std::int64_t batch = p.product.rows.batch, at = initial ? s.batch : step * batch + s.batch,
+                           later = initial ? at : at + batch;
+        return {at,
+                row,
+                s.batch,
+                initial,
+                p.grad_out && step >= s.inject_from && !initial,
+                runs,
+                !runs && step == p.product.rows.steps - 1,
+                p.is_init && p.is_init[at] != 0,
+                runs && p.carry_scale ? V(p.carry_scale[later]) : V(1),
+                runs ? gradients_of(row, lag - 1, later) + recurrent_first * p.product.hidden : nullptr,
+                gradients_of(row, lag, at)};
     }
-
-    TBPTT_DEVICE const T* source(int row, int lag) const {
-        if (lag == 0) return nullptr;
-        return gradients_of(row, p.product.rows[row], lag - 1) + recurrent_first * p.product.hidden;
-    }
-
-    // The state that entered this place: of `others` [T·B] in rows of `stride`.
-    TBPTT_DEVICE V state_before(const Segment& s, std::int64_t at, int unit, const T* initial, const T* others,
-                                std::int64_t stride) const {
-        const std::int64_t batch = p.product.rows.batch;
-        if (p.is_init && p.is_init[at] != 0) return V(0);
-        if (at < batch) return initial ? V(initial[s.batch * p.product.hidden + unit]) : V(0);
-        return others[(at - batch) * stride + unit];
-    }
+    TBPTT_DEVICE bool begins_in_memory() const { return false; }
 
     static constexpr int left = cell.gates;
     struct Fetched {
-        V factor;     // of what the later step passes back
         V dh, carry;  // from the loss, or behind the last step; the carry by the later step, too
         V saved[cell.saved + 1], h, c, h_before, c_before;
     };
 
-    TBPTT_DEVICE Fetched fetch(int row, int lag, int unit) const {
-        const Segment s = p.product.rows[row];
-        const int step = s.origin - lag;
-        const std::int64_t at = place(s, lag), batch = p.product.rows.batch, hidden = p.product.hidden,
-                           state = s.batch * hidden + unit;
+    // Of the initial state only the carry is looked at.
+    TBPTT_DEVICE Fetched fetch(const Row& r, int unit) const {
+        const std::int64_t hidden = p.product.hidden, state = r.batch * hidden + unit;
         Fetched f{};
-        f.factor = lag > 0 && p.carry_scale ? V(p.carry_scale[at + batch]) : V(1);
-        if (cell.has_carry && lag > 0) f.carry = p.carry[row * hidden + unit] * f.factor;
-        if (step < 0) return f;
-        if (p.grad_out && step >= s.inject_from) f.dh = p.grad_out[at * hidden + unit];
-        if (lag == 0 && step == p.product.rows.steps - 1) {
-            if (p.grad_h_n) f.dh += p.grad_h_n[state];
-            if (cell.has_c && p.grad_c_n) f.carry += p.grad_c_n[state];
-        }
-        const T* from = p.saved + at * kept * hidden + unit;
+        if (cell.has_carry && r.runs) f.carry = p.carry[r.row * hidden + unit] * r.factor;
+        if (r.injects) f.dh = p.grad_out[r.at * hidden + unit];
+        if (r.ends && p.grad_h_n) f.dh += p.grad_h_n[state];
+        if (cell.has_c && r.ends && p.grad_c_n) f.carry += p.grad_c_n[state];
+        const T* from = p.saved + r.at * kept * hidden + unit;
 #pragma unroll
         for (int v = 0; v < cell.saved; ++v) f.saved[v] = from_tape(from[v * hidden], cell.sigmoids >> v & 1u);
-        if (cell.saved == 0) f.h = p.out[at * hidden + unit];
-        if (cell.candidate_apart) f.h_before = state_before(s, at, unit, p.h0, p.out, hidden);
+        if (cell.saved == 0) f.h = p.out[r.at * hidden + unit];
+        if (cell.candidate_apart) f.h_before = before(r, unit, p.h0, p.out, hidden);
         if (cell.has_c) {
             f.c = from[cell.saved * hidden];
-            f.c_before = state_before(s, at, unit, p.c0, p.saved + cell.saved * hidden, kept * hidden);
+            f.c_before = before(r, unit, p.c0, p.saved + cell.saved * hidden, kept * hidden);
         }
         return f;
     }
 
-    TBPTT_DEVICE void finish(int row, int lag, int unit, const V (&sums)[1], const Fetched& f, V (&next)[left]) const {
-        const Segment s = p.product.rows[row];
-        const std::int64_t at = place(s, lag), hidden = p.product.hidden, state = s.batch * hidden + unit;
-        const V dh = lag > 0 ? f.dh + sums[0] * f.factor : f.dh;
-        if (s.origin < lag) {  // the initial state
+    TBPTT_DEVICE void finish(const Row& r, int unit, const V (&sums)[1], const Fetched& f, V (&next)[left]) const {
+        const std::int64_t hidden = p.product.hidden, state = r.batch * hidden + unit;
+        const V dh = r.runs ? f.dh + sums[0] * r.factor : f.dh;
+        if (r.initial) {
             // Other windows may have added, in other blocks.
             const V by_h = cell.has_carry && !cell.has_c ? dh + f.carry : dh;
             p.grad_h0[state] = load_shared_by_grid(p.grad_h0 + state) + by_h;
@@ -110,18 +110,32 @@ struct BackwardPass {
         }
         V gates[cell.gate_gradients], carry_out = 0;
         Cell::backward(f.saved, f.h, f.h_before, f.c_before, f.c, dh, f.carry, gates, carry_out);
-        if (cell.has_carry) p.carry[row * hidden + unit] = carry_out;
-        T* to = gradients_of(row, s, lag) + unit;
+        if (cell.has_carry) p.carry[r.row * hidden + unit] = carry_out;
 #pragma unroll
-        for (int g = 0; g < cell.gate_gradients; ++g) to[g * hidden] = T(gates[g]);
+        for (int g = 0; g < cell.gate_gradients; ++g) r.to[g * hidden + unit] = T(gates[g]);
 #pragma unroll
         for (int g = 0; g < left; ++g) next[g] = gates[recurrent_first + g];
         if (!p.sums) return;
-        V* sum = p.sums + at * cell.gate_gradients * hidden + unit;
-        // Another block may have written it at an earlier lag.
+        // Another block may have written it at an earlier lag. All are read before one is written: they wait together.
+        V* sum = p.sums + r.at * cell.gate_gradients * hidden + unit;
 #pragma unroll
-        for (int g = 0; g < cell.gate_gradients; ++g)
-            sum[g * hidden] = load_shared_by_grid(sum + g * hidden) + gates[g];
+        for (int g = 0; g < cell.gate_gradients; ++g) gates[g] += load_shared_by_grid(sum + g * hidden);
+#pragma unroll
+        for (int g = 0; g < cell.gate_gradients; ++g) sum[g * hidden] = gates[g];
+    }
+
+   private:
+    TBPTT_DEVICE T* gradients_of(int row, int lag, std::int64_t at) const {
+        const std::int64_t size = cell.gate_gradients * p.product.hidden;
+        return p.own ? p.own + (lag % 2 * p.own_rows + row) * size : p.dgates + at * size;
+    }
+
+    // The state that entered this step: what the caller gave, or in `others` [T·B], in rows of `stride`.
+    TBPTT_DEVICE V before(const Row& r, int unit, const T* initial, const T* others, std::int64_t stride) const {
+        const std::int64_t batch = p.product.rows.batch;
+        if (r.resets) return V(0);
+        if (r.at < batch) return initial ? V(initial[r.batch * p.product.hidden + unit]) : V(0);
+        return others[(r.at - batch) * stride + unit];
     }
 };
 
@@ -129,6 +143,11 @@ template <class T, template <class> class CellOf, class Shape, bool Exact>
 __global__ __launch_bounds__(walk_threads, 1) void walk_backward(const BackwardWalk<T> p) {
     using Pass = BackwardPass<T, CellOf>;
     walk_in_grid<T, Shape, 1, Exact>(p.product, Pass{p});
+}
+
+template <class T, template <class> class CellOf, class Tiles, bool Exact>
+__global__ __launch_bounds__(Tiles::Tile::threads, Tiles::blocks) void tiles_backward(const BackwardWalk<T> p) {
+    walk_in_tiles<typename Tiles::Tile, 1, Exact>(p.product, BackwardPass<T, CellOf>{p});
 }
 
 template <class T>
@@ -192,6 +211,9 @@ void launch_backward(BackwardWalk<T>& p, std::int64_t rows, const Call& call) {
         if (launch_backward_in_cluster<T, CellOf, 4, Exact>(p, rows, call)) return;
     const auto kernel = &walk_backward<T, CellOf, Shape, Exact>;
     const Grid grid = plan_walk<T, Shape, 1>(reinterpret_cast<const void*>(kernel), p.product, rows);
+    using Tiles = WalkTiles<T, 1, Exact>;
+    using Pass = BackwardPass<T, CellOf>;
+    if (launch_in_tiles<typename Tiles::Tile, Pass, 1>(&tiles_backward<T, CellOf, Tiles, Exact>, p, rows, call)) return;
     launch(kernel, grid, call.stream, p);
 }
 

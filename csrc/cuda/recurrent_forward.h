@@ -5,6 +5,7 @@
 #include "api.h"
 #include "product.h"
 #include "recurrent_cluster.h"
+#include "recurrent_tiles.h"
 
 namespace tbptt {
 namespace cuda {
@@ -32,68 +33,77 @@ struct ForwardPass {
 
     const ForwardWalk<T>& p;
 
-    TBPTT_DEVICE std::int64_t place(const Segment& s, int lag) const {
-        return std::int64_t{s.origin + lag} * p.product.rows.batch + s.batch;
-    }
-    // Whether the state before this place is what the caller gave, or zeros; a reset selects: 0·NaN never enters.
-    TBPTT_DEVICE bool resets(std::int64_t at) const { return p.is_init && p.is_init[at] != 0; }
+    // What a row's step has of its own.
+    struct Row {
+        std::int64_t at;  // step·B + b
+        int row, batch;
+        bool resets, runs, ends;  // the state before is zeros; a step went before; this is the last
+        const T* source;          // h before, or null: zeros, which meet no weights, as 0·NaN must not enter
+    };
 
-    TBPTT_DEVICE const T* state_before(const Segment& s, int lag, const T* initial, const T* others,
-                                       std::int64_t stride) const {
-        const std::int64_t at = place(s, lag), batch = p.product.rows.batch;
-        if (resets(at)) return nullptr;
-        if (at < batch) return initial ? initial + s.batch * p.product.hidden : nullptr;
-        return others ? others + (at - batch) * stride : nullptr;
+    TBPTT_DEVICE Row row(int row, int lag) const {
+        const Segment s = p.product.rows[row];
+        const int step = s.origin + lag;
+        Row r{std::int64_t{step} * p.product.rows.batch + s.batch,
+              row,
+              s.batch,
+              false,
+              lag > 0,
+              step == p.product.rows.steps - 1,
+              nullptr};
+        r.resets = p.is_init && p.is_init[r.at] != 0;
+        r.source = before(r, p.h0, p.out, p.product.hidden);
+        return r;
     }
-
-    TBPTT_DEVICE const T* source(int row, int lag) const {
-        return state_before(p.product.rows[row], lag, p.h0, p.out, p.product.hidden);
-    }
+    TBPTT_DEVICE bool begins_in_memory() const { return p.h0; }
 
     static constexpr int left = 1;
     struct Fetched {
-        bool begins;  // in zeros, which meet no weights: 0·NaN never enters
         V input[cell.gates], h_before, c_before;
     };
 
-    TBPTT_DEVICE Fetched fetch(int row, int lag, int unit) const {
-        const Segment s = p.product.rows[row];
-        const std::int64_t at = place(s, lag), hidden = p.product.hidden;
+    TBPTT_DEVICE Fetched fetch(const Row& r, int unit) const {
+        const std::int64_t hidden = p.product.hidden;
         Fetched f{};
 #pragma unroll
-        for (int g = 0; g < cell.gates; ++g) f.input[g] = p.gates[at * p.gates_stride + g * hidden + unit];
-        const T* state = state_before(s, lag, p.h0, p.out, hidden);
-        f.begins = !state;
-        const V* running = p.state_rows && lag > 0 ? p.state_rows + row * hidden : nullptr;
-        if (cell.candidate_apart) f.h_before = running ? running[unit] : state ? V(state[unit]) : V(0);
+        for (int g = 0; g < cell.gates; ++g) f.input[g] = p.gates[r.at * p.gates_stride + g * hidden + unit];
+        const V* running = p.state_rows && r.runs ? p.state_rows + r.row * hidden : nullptr;
+        if (cell.candidate_apart) f.h_before = running ? running[unit] : r.source ? V(r.source[unit]) : V(0);
         if (cell.has_c) {
-            const T* before =
-                state_before(s, lag, p.c0, p.saved ? p.saved + cell.saved * hidden : nullptr, kept * hidden);
-            f.c_before = running ? running[unit] : before ? V(before[unit]) : V(0);
+            const T* state = before(r, p.c0, p.saved ? p.saved + cell.saved * hidden : nullptr, kept * hidden);
+            f.c_before = running ? running[unit] : state ? V(state[unit]) : V(0);
         }
         return f;
     }
 
-    TBPTT_DEVICE void finish(int row, int lag, int unit, V (&recurrent)[cell.gates], const Fetched& f,
+    TBPTT_DEVICE void finish(const Row& r, int unit, V (&recurrent)[cell.gates], const Fetched& f,
                              V (&next)[left]) const {
-        const Segment s = p.product.rows[row];
-        const std::int64_t at = place(s, lag), hidden = p.product.hidden;
+        const std::int64_t hidden = p.product.hidden;
 #pragma unroll
-        for (int g = 0; g < cell.gates; ++g) recurrent[g] = f.begins ? V(0) : recurrent[g];
+        for (int g = 0; g < cell.gates; ++g) recurrent[g] = r.source ? recurrent[g] : V(0);
         if (cell.candidate_apart && p.candidate_bias) recurrent[cell.gates - 1] += p.candidate_bias[unit];
         V saved[cell.saved + 1] = {}, h = 0, c = 0;
         Cell::forward(f.input, recurrent, f.h_before, f.c_before, saved, h, c);
         next[0] = h;
-        p.out[at * hidden + unit] = T(h);
+        p.out[r.at * hidden + unit] = T(h);
         if (p.saved) {
-            T* to = p.saved + at * kept * hidden + unit;
+            T* to = p.saved + r.at * kept * hidden + unit;
 #pragma unroll
             for (int v = 0; v < cell.saved; ++v) to[v * hidden] = to_tape<T>(saved[v], cell.sigmoids >> v & 1u);
             if (cell.has_c) to[cell.saved * hidden] = T(c);
         }
         if ((cell.has_c || cell.candidate_apart) && p.state_rows)
-            p.state_rows[row * hidden + unit] = cell.has_c ? c : h;
-        if (cell.has_c && s.origin + lag == p.product.rows.steps - 1) p.c_n[s.batch * hidden + unit] = T(c);
+            p.state_rows[r.row * hidden + unit] = cell.has_c ? c : h;
+        if (cell.has_c && r.ends) p.c_n[r.batch * hidden + unit] = T(c);
+    }
+
+   private:
+    // A state before this step: what the caller gave, or in `others` [T·B], in rows of `stride`; null: zeros.
+    TBPTT_DEVICE const T* before(const Row& r, const T* initial, const T* others, std::int64_t stride) const {
+        const std::int64_t batch = p.product.rows.batch;
+        if (r.resets) return nullptr;
+        if (r.at < batch) return initial ? initial + r.batch * p.product.hidden : nullptr;
+        return others ? others + (r.at - batch) * stride : nullptr;
     }
 };
 
@@ -107,6 +117,12 @@ template <class T, template <class> class CellOf, class Shape, bool Exact>
 __global__ __launch_bounds__(walk_threads, 1) void cluster_forward(const ForwardWalk<T> p) {
     using Pass = ForwardPass<T, CellOf>;
     walk_in_cluster<T, Shape, Pass::cell.gates, Exact>(p.product, Pass{p});
+}
+
+template <class T, template <class> class CellOf, class Tiles, bool Exact>
+__global__ __launch_bounds__(Tiles::Tile::threads, Tiles::blocks) void tiles_forward(const ForwardWalk<T> p) {
+    using Pass = ForwardPass<T, CellOf>;
+    walk_in_tiles<typename Tiles::Tile, Pass::cell.gates, Exact>(p.product, Pass{p});
 }
 
 // Whether a cluster of these blocks takes the walk.
@@ -131,6 +147,10 @@ void launch_forward(ForwardWalk<T>& p, std::int64_t rows, const Call& call) {
         if (launch_forward_in_cluster<T, CellOf, 4, Exact>(p, rows, call)) return;
     const auto kernel = &walk_forward<T, CellOf, Shape, Exact>;
     const Grid grid = plan_walk<T, Shape, Pass::cell.gates>(reinterpret_cast<const void*>(kernel), p.product, rows);
+    using Tiles = WalkTiles<T, Pass::cell.gates, Exact>;
+    if (launch_in_tiles<typename Tiles::Tile, Pass, Pass::cell.gates>(&tiles_forward<T, CellOf, Tiles, Exact>, p, rows,
+                                                                      call))
+        return;
     launch(kernel, grid, call.stream, p);
 }
 

@@ -294,12 +294,11 @@ class WarpTile {
     Sum sum_[tiles_down][tiles_across][4];
 };
 
-template <class Tile, bool Exact, class LoadLeft, class LoadRight, class Target>
-TBPTT_DEVICE void multiply_tile(LoadLeft& left, LoadRight& right, int chunks, typename Tile::T* memory,
-                                Target& target) {
+// Adds all chunks to what the warp holds.
+template <class Tile, class Warp, class LoadLeft, class LoadRight>
+TBPTT_DEVICE void multiply_chunks(Warp& warp, LoadLeft& left, LoadRight& right, int chunks, typename Tile::T* memory) {
     using T = typename Tile::T;
     constexpr int ahead = Tile::stages - 1;
-    WarpTile<Tile, Exact> warp(target);
     for (int chunk = 0; chunk < ahead; ++chunk) {
         if (chunk < chunks) {
             left.load(memory + chunk * Tile::stage, chunk);
@@ -321,6 +320,13 @@ TBPTT_DEVICE void multiply_tile(LoadLeft& left, LoadRight& right, int chunks, ty
         stage = stage + 1 == Tile::stages ? 0 : stage + 1;
         next = next + 1 == Tile::stages ? 0 : next + 1;
     }
+}
+
+template <class Tile, bool Exact, class LoadLeft, class LoadRight, class Target>
+TBPTT_DEVICE void multiply_tile(LoadLeft& left, LoadRight& right, int chunks, typename Tile::T* memory,
+                                Target& target) {
+    WarpTile<Tile, Exact> warp(target);
+    multiply_chunks<Tile>(warp, left, right, chunks, memory);
     warp.give(target);
 }
 

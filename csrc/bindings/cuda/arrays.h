@@ -206,6 +206,7 @@ void register_cuda_convrecurrent(py::module_& module);
 void register_cuda_recurrent(py::module_& module);
 void register_cuda_layers(py::module_& module);
 void register_cuda_losses(py::module_& module);
+void register_cuda_normalization(py::module_& module);
 void register_cuda_optimizers(py::module_& module);
 void register_cuda_pooling(py::module_& module);
 void register_cuda_jax(py::module_& module);  // where TBPTT_FAST_JAX is on

@@ -9,6 +9,7 @@ PYBIND11_MODULE(TBPTT_CUDA_MODULE, module, pybind11::mod_gil_not_used()) {
     tbptt::python::register_cuda_recurrent(module);
     tbptt::python::register_cuda_layers(module);
     tbptt::python::register_cuda_losses(module);
+    tbptt::python::register_cuda_normalization(module);
     tbptt::python::register_cuda_optimizers(module);
     tbptt::python::register_cuda_pooling(module);
 #ifdef TBPTT_FAST_JAX

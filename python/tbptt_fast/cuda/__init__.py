@@ -10,8 +10,8 @@ of other libraries they are `DeviceArray`s, which those read by the same protoco
 
 `precision` is "tf32", in which tensor cores multiply float32 numbers rounded to 10 bits behind the
 point and add them up in float32, or "highest", which is float32 throughout. The default is "tf32",
-as it is in PyTorch's own recurrent layers and convolutions (cuDNN's). float64 is float64 in both;
-chips without TF32 (before Ampere) always use "highest".
+as it is in PyTorch's own recurrent layers and convolutions (cuDNN's); its linear layers have
+"highest". float64 is float64 in both; chips without TF32 (before Ampere) always use "highest".
 
 bfloat16, from compute capability 8.0 on, halves the bytes of recurrent layers and convolutions: all
 arrays of a call have that dtype, the initial and last states and carry_scale too. Tensor cores add
@@ -31,8 +31,10 @@ raise a RuntimeError with that sentence. `tbptt_fast.torch` uses these kernels f
 "cuda".
 """
 
+from ..ops import LinearGrads
 from ..ops_convolution import ConvGrads
 from ..ops_convrecurrent import ConvRecurrentGrads
+from ..ops_norm import BatchNorm, LayerNorm, NormGrads
 from ..ops_recurrent import RecurrentGrads
 from . import _module
 from ._convolution import (
@@ -62,7 +64,24 @@ from ._layers import (
     softmax_backward,
     softmax_cross_entropy,
 )
+from ._linear import (
+    activation_backward,
+    exp,
+    linear,
+    linear_backward,
+    relu,
+    sigmoid,
+    tanh,
+)
 from ._module import why_not
+from ._norm import (
+    batch_norm,
+    batch_norm_backward,
+    dropout,
+    dropout_backward,
+    layer_norm,
+    layer_norm_backward,
+)
 from ._optim import adam_step, global_norm, rmsprop_step, sgd_step
 from ._pooling import (
     avg_pool2d,
@@ -84,13 +103,20 @@ from ._recurrent import (
 )
 
 __all__ = [
+    "BatchNorm",
     "ConvGrads",
     "ConvRecurrentGrads",
+    "LayerNorm",
+    "LinearGrads",
+    "NormGrads",
     "Precision",
     "RecurrentGrads",
+    "activation_backward",
     "adam_step",
     "avg_pool2d",
     "avg_pool2d_backward",
+    "batch_norm",
+    "batch_norm_backward",
     "build_info",
     "conv1d",
     "conv1d_backward",
@@ -105,9 +131,12 @@ __all__ = [
     "convrnn_backward",
     "convrnn_forward",
     "devices",
+    "dropout",
+    "dropout_backward",
     "embedding",
     "embedding_backward",
     "empty_cache",
+    "exp",
     "global_avg_pool2d",
     "global_avg_pool2d_backward",
     "global_norm",
@@ -118,18 +147,25 @@ __all__ = [
     "is_available",
     "l1_loss",
     "lag_norms",
+    "layer_norm",
+    "layer_norm_backward",
+    "linear",
+    "linear_backward",
     "lstm_backward",
     "lstm_forward",
     "max_pool2d",
     "max_pool2d_backward",
     "mse_loss",
+    "relu",
     "rmsprop_step",
     "rnn_backward",
     "rnn_forward",
     "sgd_step",
+    "sigmoid",
     "softmax",
     "softmax_backward",
     "softmax_cross_entropy",
+    "tanh",
     "why_not",
 ]
 

@@ -10,29 +10,22 @@ dtype's peak of the run.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import replace
-from functools import partial
 from statistics import geometric_mean
 from typing import Any
 
 from tbptt_fast import cuda
 from tbptt_fast._types import Layout
 
-from . import cuda_convlstm
-from .conv_shapes import RESNET_50, Convolution
+from . import cuda_convlstm, cuda_convolution
 from .convlstm import CASES as CONVLSTM
+from .cuda_sides import Call, Limits, add, alternate, measure_limits, ratio, verify
 from .options import Options, progress
-from .report import Section, times
+from .report import Section
 from .timing import Spread
 
 CELLS = {"lstm": 4, "gru": 3}
 STEPS, BATCHES, UNITS = (512, 1024), (1, 8, 32, 128), (128, 256, 512, 1024)
 CHUNK, RESET_RATE = 64, 0.03
-TURN_MILLISECONDS = 15.0
-WORST_ERROR = 4.0
-
-Call = Callable[[], Any]
 
 
 def run(options: Options) -> list[Section]:
@@ -57,57 +50,11 @@ def run(options: Options) -> list[Section]:
         whole_sequences(torch, options, limits, "bfloat16"),
         chunks(torch, options),
         resets(torch, options),
-        convolutions(torch, options, limits, "float32"),
-        convolutions(torch, options, limits, "bfloat16"),
+        cuda_convolution.section(torch, options, limits, "float32"),
+        cuda_convolution.section(torch, options, limits, "bfloat16"),
         recurrent_images(torch, options),
         overhead(torch, options),
     ]
-
-
-# --- Timing -------------------------------------------------------------------------------------
-
-
-def milliseconds_of(torch: Any, call: Call, calls: int) -> float:
-    """Of one call, by events around `calls` of them."""
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    for _ in range(calls):
-        call()
-    end.record()
-    end.synchronize()
-    return float(start.elapsed_time(end)) / calls
-
-
-def alternate(torch: Any, sides: Mapping[str, Call], rounds: int) -> dict[str, list[float]]:
-    """Milliseconds of each side in each round; the order turns round every second time."""
-    calls = {}
-    for name, call in sides.items():
-        call()  # whatever is set up once
-        once = milliseconds_of(torch, call, 1)
-        calls[name] = max(1, min(200, round(TURN_MILLISECONDS / max(once, 1e-3))))
-    found: dict[str, list[float]] = {name: [] for name in sides}
-    for index in range(rounds):
-        for name in sides if index % 2 == 0 else reversed(list(sides)):
-            found[name].append(milliseconds_of(torch, sides[name], calls[name]))
-    return found
-
-
-def ratio(found: Mapping[str, list[float]], slow: str, fast: str = "ours") -> Spread:
-    return Spread.of([a / b for a, b in zip(found[slow], found[fast], strict=True)])
-
-
-def measure_limits(torch: Any) -> dict[str, float]:
-    """TFLOP/s of a large product by its dtype, and GB/s of a copy, read and written bytes."""
-    size = 8192
-    limits = {}
-    for dtype in ("float32", "bfloat16"):
-        a = torch.randn(size, size, device="cuda", dtype=getattr(torch, dtype))
-        product = min(milliseconds_of(torch, partial(torch.matmul, a, a), 3) for _ in range(5))
-        limits[dtype] = 2 * size**3 / product / 1e9
-    source = torch.empty(1 << 28, dtype=torch.float32, device="cuda")
-    target = torch.empty_like(source)
-    copy = min(milliseconds_of(torch, lambda: target.copy_(source), 3) for _ in range(5))
-    return limits | {"gbs": 2 * source.nbytes / copy / 1e6}
 
 
 # --- Sides --------------------------------------------------------------------------------------
@@ -137,43 +84,6 @@ def both_ways(torch: Any, module: Any, x: Any, grad: Any, **options: Any) -> Cal
         return [out, *torch.autograd.grad(out, leaves, grad)]
 
     return call
-
-
-def convolution_sides(torch: Any, shape: Convolution, dtype: str) -> tuple[dict[str, Call], Call]:
-    """Forward and backward pass of our layer and PyTorch's, and PyTorch's in float64."""
-    import tbptt_fast.torch as ours
-
-    torch.manual_seed(0)
-    sizes = (shape.inputs, shape.outputs, shape.kernel)
-    kind = getattr(torch, dtype)
-    theirs, mine, exact = (
-        layer(*sizes, **shape.options).cuda().to(kind)
-        for layer in (torch.nn.Conv2d, ours.Conv2d, torch.nn.Conv2d)
-    )
-    mine.load_state_dict(theirs.state_dict())
-    exact.load_state_dict(theirs.state_dict())
-    if (reason := mine.missing_kernel()) is not None:
-        raise SystemExit(f"bench cuda: {reason}")
-    last = shape.layout == "NHWC"
-    order = torch.channels_last if last else torch.contiguous_format
-    theirs.to(memory_format=order)  # type: ignore[call-overload]
-    images = [shape.batch, shape.inputs, shape.size, shape.size]
-    results = [shape.batch, shape.outputs, shape.out_size, shape.out_size]
-    x, grad = (
-        torch.randn(s, device="cuda").to(kind, memory_format=order) for s in (images, results)
-    )
-
-    def call_of(module: Any, x: Any, grad: Any) -> Call:
-        leaves = [x.requires_grad_(), *module.parameters()]
-
-        def call() -> list[Any]:
-            out = module(x)
-            return [out.detach(), *torch.autograd.grad(out, leaves, grad)]
-
-        return call
-
-    sides = {"ours": call_of(mine, x, grad), "cuDNN": call_of(theirs, x, grad)}
-    return sides, call_of(exact.double(), x.detach().double(), grad.double())
 
 
 def in_chunks(torch: Any, module: Any, x: Any, grad: Any) -> Call:
@@ -216,18 +126,6 @@ def split_and_pad(torch: Any, module: Any, x: Any, grad: Any, is_init: Any) -> C
     return call
 
 
-def verify(name: str, ours: list[Any], theirs: list[Any], exact: list[Any]) -> float:
-    """Our largest error in units of cuDNN's; an error where it is above WORST_ERROR."""
-    worst = 0.0
-    for mine, other, truth in zip(ours, theirs, exact, strict=True):
-        floor = (1e-6 if mine.itemsize == 4 else 1e-3) * float(truth.abs().max())
-        error = float((mine.double() - truth).abs().max())
-        worst = max(worst, error / max(float((other.double() - truth).abs().max()), floor))
-        if not worst <= WORST_ERROR:
-            raise SystemExit(f"{name}: our error is {worst:.2f} times cuDNN's")
-    return worst
-
-
 def data(torch: Any, steps: int, batch: int, size: int, dtype: str = "float32") -> tuple[Any, Any]:
     torch.manual_seed(steps + batch + size)
     kind = getattr(torch, dtype)
@@ -235,9 +133,7 @@ def data(torch: Any, steps: int, batch: int, size: int, dtype: str = "float32") 
     return x, torch.randn(steps, batch, size, device="cuda").to(kind)
 
 
-def floor_milliseconds(
-    cell: str, shape: tuple[int, int, int], limits: dict[str, float], dtype: str
-) -> float:
+def floor_milliseconds(cell: str, shape: tuple[int, int, int], limits: Limits, dtype: str) -> float:
     """What nothing can be faster than: forward and backward, input product and all gradients."""
     steps, batch, size = shape
     gates = CELLS[cell]
@@ -248,20 +144,10 @@ def floor_milliseconds(
     return max(operations / limits[dtype] / 1e9, nbytes / limits["gbs"] / 1e6)
 
 
-def convolution_floor(shape: Convolution, limits: dict[str, float], dtype: str) -> float:
-    """As `floor_milliseconds`: each of the three passes reads two of x, y and w and writes one."""
-    images = shape.batch * shape.inputs * shape.size**2
-    results = shape.batch * shape.outputs * shape.out_size**2
-    weights = shape.outputs * (shape.inputs // shape.groups) * shape.kernel**2
-    values = 3 * (images + results + weights)
-    nbytes = values * (2 if dtype == "bfloat16" else 4)
-    return max(3 * shape.flops / limits[dtype] / 1e9, nbytes / limits["gbs"] / 1e6)
-
-
 # --- Sections -----------------------------------------------------------------------------------
 
 
-def whole_sequences(torch: Any, options: Options, limits: dict[str, float], dtype: str) -> Section:
+def whole_sequences(torch: Any, options: Options, limits: Limits, dtype: str) -> Section:
     name = "TF32" if dtype == "float32" else dtype
     section = Section(
         title=f"Layers on a GPU, forward + backward, {name}",
@@ -305,23 +191,6 @@ def whole_sequences(torch: Any, options: Options, limits: dict[str, float], dtyp
             ]
         )
     return section
-
-
-def add(
-    section: Section,
-    label: list[str],
-    found: Mapping[str, list[float]],
-    floor: float | None,
-    error: float | None,
-) -> None:
-    spread, medians = ratio(found, "cuDNN"), {n: Spread.of(v).median for n, v in found.items()}
-    progress(f"{', '.join(label)}: {times(spread)}")
-    more = [] if floor is None else [f"{floor:.3g}"]
-    more += [] if error is None else [f"{error:.2f}"]
-    section.rows.append([*label, *(f"{m:.3g}" for m in medians.values()), *more, times(spread)])
-    section.records.append(
-        {"label": label, "milliseconds": found, "floor": floor, "error": error, "ratio": spread}
-    )
 
 
 def chunks(torch: Any, options: Options) -> Section:
@@ -380,37 +249,6 @@ def resets(torch: Any, options: Options) -> Section:
     return section
 
 
-def convolutions(torch: Any, options: Options, limits: dict[str, float], dtype: str) -> Section:
-    name = "TF32" if dtype == "float32" else dtype
-    section = Section(
-        title=f"Convolutions of ResNet-50 on a GPU, forward + backward, {name}",
-        columns=[
-            "N, C, size², K, R/stride",
-            "layout",
-            "ours ms",
-            "cuDNN ms",
-            "floor ms",
-            "error",
-            "vs cuDNN",
-        ],
-        note="cuDNN with the algorithms that its search found; error: ours in units of cuDNN's.",
-    )
-    for layout in ("NCHW", "NHWC"):
-        ratios = []
-        for plain in RESNET_50[:3] if options.quick else RESNET_50:
-            shape = replace(plain, layout=layout)
-            sides, exact = convolution_sides(torch, shape, dtype)
-            label = f"{shape.name}, {layout}, {name}"
-            error = verify(label, sides["ours"](), sides["cuDNN"](), exact())
-            found = alternate(torch, sides, options.rounds)
-            floor = convolution_floor(shape, limits, dtype)
-            add(section, [shape.name, layout], found, floor, error)
-            ratios.append(ratio(found, "cuDNN").median)
-        summary = f"{geometric_mean(ratios):.2f}; {min(ratios):.2f}"
-        section.rows.append(["geometric mean; least", layout, "", "", "", "", summary])
-    return section
-
-
 def recurrent_images(torch: Any, options: Options) -> Section:
     columns = ["layout", "T, B, C, H, size, kernel", "ours ms", "cuDNN's cell ms", "vs cuDNN"]
     title = "ConvLSTM on a GPU, forward + backward, TF32"
@@ -444,9 +282,7 @@ def overhead(torch: Any, options: Options) -> Section:
         return cuda.lstm_forward(x, None, *weights, training=False)
 
     calls: dict[str, Call] = {
-        "tbptt_fast.cuda.lstm_forward": lambda: cuda.lstm_forward(
-            x, None, *weights, training=False
-        ),
+        "tbptt_fast.cuda.lstm_forward": primitive,
         "tbptt_fast.torch.LSTM": lambda: made["ours"](x),
         "torch.nn.LSTM": lambda: made["cuDNN"](x),
     }

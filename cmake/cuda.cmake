@@ -70,7 +70,10 @@ if(TBPTT_FAST_CUDA_EMULATED)
     csrc/bindings/cuda/emulator.cpp csrc/cuda/emulator.cpp csrc/cuda/runtime_emulated.cpp)
   tbptt_cuda_module_settings(_cuda_emulated)
   target_compile_definitions(_cuda_emulated PRIVATE TBPTT_EMULATED)
-  target_compile_options(_cuda_emulated PRIVATE -Wno-unknown-pragmas)  # nvcc's
+  target_compile_options(_cuda_emulated PRIVATE
+    -Wno-unknown-pragmas  # nvcc's
+    # a device stops at what is not aligned, too
+    -fsanitize=alignment -fsanitize-undefined-trap-on-error)
   set_target_properties(_cuda_emulated PROPERTIES LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR})
 endif()
 

@@ -77,7 +77,20 @@ def test_tensors_of_other_libraries(emulated: EmulatedDevice) -> None:
     def bits(value: Any) -> Any:
         return value.view(torch.int16).numpy().view(BFLOAT16)
 
-    wraps: tuple[Callable[[Any], Any], ...] = (tensor, lambda value: Exporter(tensor(value)))
+    class Older(torch.Tensor):  # type: ignore[misc, name-defined]
+        """Of PyTorch 2.4: no functions of C, and an array interface that has no bfloat16."""
+
+        __dlpack_c_exchange_api__ = None
+
+        @property
+        def __cuda_array_interface__(self) -> Any:
+            raise KeyError(torch.bfloat16)
+
+    def older(value: Any) -> Any:
+        """A strided one: it has to be copied."""
+        return torch.stack([tensor(value)] * 2, -1)[..., 0].as_subclass(Older)
+
+    wraps: tuple[Callable[[Any], Any], ...] = (tensor, older, lambda value: Exporter(tensor(value)))
     for wrap in wraps:
         weights = [wrap(getattr(problem, name)) for name in ("w_ih", "w_hh", "b_ih", "b_hh")]
         states = tuple(wrap(state) for state in problem.hx or ())

@@ -135,13 +135,23 @@ def test_streams_of_the_array_interface_are_waited_for(emulated: EmulatedDevice)
     x = Interface(p.x, stream=0x500)
     w_ih, w_hh = Interface(p.w_ih, stream=0x700), Interface(p.w_hh, stream=1)
     out, _, tape = cuda.gru_forward(x, hx, w_ih, w_hh)
-    assert emulated.module.take_waits() == [(0x500, 0), (0x500, 0x700)]
+    assert emulated.module.take_waits() == [(0x500, 0, 0), (0x500, 0x700, 0)]
     assert out.__cuda_array_interface__["stream"] == 0x500
     out.__dlpack__(stream=0x900)
-    assert emulated.module.take_waits() == [(0x900, 0x500)]
+    assert emulated.module.take_waits() == [(0x900, 0x500, 0)]
     cuda.gru_backward(tape, p.grad_out)
     grad_x: Any = cuda.gru_backward(tape, p.grad_out, stream=0x300).x
     assert grad_x.__cuda_array_interface__["stream"] == 0x300
+
+
+def test_default_streams_are_those_of_the_arrays_device(emulated: EmulatedDevice) -> None:
+    """Whichever device is current: an event of one is none of another's streams."""
+    x = np.ones((3, 4))
+    emulated.module.place_on_device(x.ctypes.data, x.nbytes, 1)
+    out = cuda.softmax(Interface(x, stream=1), stream=0x500)
+    assert emulated.module.take_waits() == [(0x500, 0, 1)]
+    emulated.module.place_on_device(x.ctypes.data, 0, 0)
+    assert out.device == 1
 
 
 @pytest.mark.parametrize(

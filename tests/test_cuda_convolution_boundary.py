@@ -164,7 +164,7 @@ def test_arrays_of_unknown_libraries(emulated: EmulatedDevice, wrap: Callable[[A
 def test_results_are_on_the_stream(emulated: EmulatedDevice) -> None:
     x, w = Interface(X, stream=0x500), Interface(W, stream=0x700)
     y = cuda.conv2d(x, w, groups=2)
-    assert emulated.module.take_waits() == [(0x500, 0x700)]
+    assert emulated.module.take_waits() == [(0x500, 0x700, 0)]
     assert y.__cuda_array_interface__["stream"] == 0x500
     grads: Any = cuda.conv2d_backward(as_numpy(y), x, w, groups=2, stream=0x300)
     assert grads.w.__cuda_array_interface__["stream"] == 0x300

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
-from .cuda_cases import EmulatedDevice
+from .cuda_cases import ROOT, EmulatedDevice, emulated_module
 
 SEEDS = (0, 1, 2, 3)
 
@@ -33,12 +36,13 @@ def test_lanes_read_one_another(emulated: EmulatedDevice, seed: int) -> None:
     np.testing.assert_array_equal(found, np.roll(expected, -5, axis=1))
 
 
+@pytest.mark.parametrize("passed", [0, 2**32 // 7])  # after so many the counter begins again
 @pytest.mark.parametrize("seed", SEEDS)
-def test_blocks_wait_for_one_another(emulated: EmulatedDevice, seed: int) -> None:
+def test_blocks_wait_for_one_another(emulated: EmulatedDevice, seed: int, passed: int) -> None:
     emulated.resize(multiprocessors=7)
     row = np.array([1, 5, 2, 8, 3, 1, 4])
     with emulated.order(seed):
-        found = emulated.module.add_neighbours(row.tolist(), 6, True)
+        found = emulated.module.add_neighbours(row.tolist(), 6, True, passed)
     for _ in range(6):
         row = row + np.roll(row, -1)
     np.testing.assert_array_equal(found, row)
@@ -64,6 +68,20 @@ def test_more_shared_memory_than_there_is_is_an_error(emulated: EmulatedDevice) 
     emulated.resize(shared_bytes=1000)
     with pytest.raises(RuntimeError, match="more shared memory than a block may have"):
         emulated.module.shift_in_block(1, 256, True)
+
+
+def test_a_copy_that_is_not_aligned_is_an_error(emulated: EmulatedDevice) -> None:
+    emulated.module.copy_two(2, False)
+    with pytest.raises(RuntimeError, match="a copy that is not aligned"):
+        emulated.module.copy_two(1, False)
+
+
+@pytest.mark.parametrize("behind", [1, 2])
+def test_an_access_that_is_not_aligned_ends_the_process(behind: int) -> None:
+    run = f"from tests.cuda_cases import emulated_module as m; m().copy_two({behind}, True)"
+    emulated_module()
+    done = subprocess.run([sys.executable, "-c", run], cwd=ROOT, check=False)
+    assert (done.returncode < 0) == (behind == 1)
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -5,6 +5,8 @@ Where there is no GPU, tensors on the CPU go to the emulated device: it reads th
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ torch = pytest.importorskip("torch")
 
 import tbptt_fast.torch as ours  # noqa: E402
 from tbptt_fast import cuda  # noqa: E402
+from tbptt_fast.cuda import _places  # noqa: E402
 from tbptt_fast.torch import _bridge, recurrent_ops  # noqa: E402
 
 from .cases import CELLS  # noqa: E402
@@ -227,3 +230,32 @@ def test_autocast_on_a_gpu() -> None:
     assert layer.weight_hh_l0.grad.dtype == torch.float32
     wanted, _ = layer(x)
     torch.testing.assert_close(out.float(), wanted, rtol=0, atol=2e-2)
+
+
+@pytest.mark.parametrize(("number", "stream"), [(0, "default"), (1, "default"), (0x700, 0x700)])
+def test_results_are_made_on_the_stream_of_the_call(
+    monkeypatch: pytest.MonkeyPatch, number: int, stream: Any
+) -> None:
+    """Else PyTorch may give their memory to others while that stream still uses it."""
+
+    class OnGpu(torch.Tensor):  # type: ignore[misc, name-defined]
+        is_cuda = True
+
+    entered: list[Any] = []
+
+    @contextmanager
+    def enter(which: Any) -> Iterator[None]:
+        entered.append(which)
+        yield
+        entered.append("left")
+
+    monkeypatch.setattr(torch.cuda, "stream", enter)
+    monkeypatch.setattr(torch.cuda, "default_stream", lambda device: "default")
+    monkeypatch.setattr(torch.cuda, "ExternalStream", lambda number, device: number)
+    x = torch.ones(3, 2).as_subclass(OnGpu)
+    empty, contiguous, found, library = _places.place_of(x, number)
+    assert (found, library, entered) == (number, torch, [])
+    assert empty is not None
+    assert empty((4,), dtype=torch.float64).dtype == torch.float64
+    assert contiguous(x.T).is_contiguous()
+    assert entered == [stream, "left"] * 2

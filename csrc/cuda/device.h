@@ -56,7 +56,7 @@ TBPTT_DEVICE void copy_now(void* to, const void* from, bool valid) {
 }
 
 // Copies of one access (2, 4, 8 or 16 bytes) to shared memory that go on while the thread works; zeros where not `valid`, and then
-// `from` may be anything.
+// `from` may be anything that is aligned.
 template <class Access>
 TBPTT_DEVICE void copy_async(void* to, const void* from, bool valid) {
 #if __CUDA_ARCH__ >= 800
@@ -130,13 +130,13 @@ TBPTT_DEVICE std::int64_t global_index() { return std::int64_t{blockIdx.x} * blo
 TBPTT_DEVICE std::int64_t global_count() { return std::int64_t{gridDim.x} * blockDim.x; }
 
 // A barrier of `count` blocks that are all at work (a launch with `together`), their barrier number `turn` = 1, 2 … `*arrived`
-// begins at zero and only grows.
+// begins at zero and only grows, over its end too.
 TBPTT_DEVICE void wait_for_blocks(unsigned* arrived, unsigned count, unsigned turn) {
     __syncthreads();
     if (threadIdx.x == 0) {
         __threadfence();
         add_and_get_old(arrived, 1);
-        while (load_volatile(arrived) < turn * count) pause_in_spin();
+        while (static_cast<int>(load_volatile(arrived) - turn * count) < 0) pause_in_spin();
         __threadfence();
     }
     __syncthreads();

@@ -10,6 +10,8 @@
 #include <numeric>
 #include <random>
 #include <stdexcept>
+#include <string>
+#include <utility>
 #include <vector>
 
 namespace tbptt {
@@ -51,6 +53,7 @@ struct Machine {
     Fiber* at_work = nullptr;
     const std::function<void()>* kernel = nullptr;
     jmp_buf scheduler;
+    const char* refused = nullptr;
     std::uint64_t progress = 0;  // barriers passed and threads finished
     std::mt19937_64 random{0};
     bool shuffles = false;
@@ -140,6 +143,8 @@ class Wave {
                 left = true;
                 if (fiber.waits_for && *fiber.waits_for == fiber.seen) continue;
                 resume(fiber);
+                if (const char* what = std::exchange(machine.refused, nullptr))
+                    throw std::logic_error(std::string("emulator: ") + what);
             }
             // A spin may take some rounds until the block it waits for has come; thousands mean that none will.
             idle_rounds = machine.progress == before ? idle_rounds + 1 : 0;
@@ -165,6 +170,11 @@ class Wave {
 }  // namespace
 
 Thread& current() { return machine.at_work->thread; }
+
+void refuse(const char* what) {
+    machine.refused = what;
+    leave();
+}
 
 void wait(const unsigned* generation, unsigned seen) {
     Fiber& me = *machine.at_work;

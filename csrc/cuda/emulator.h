@@ -62,6 +62,9 @@ struct Thread {
 };
 Thread& current();
 
+// Ends the launch with a std::logic_error: here a device would stop.
+[[noreturn]] void refuse(const char* what);
+
 // Lets others work until *generation is no longer `seen`; with null, for one turn.
 void wait(const unsigned* generation, unsigned seen);
 
@@ -135,6 +138,8 @@ inline void wait_for_cluster() { emulator::cluster_barrier(); }
 template <class Access>
 void copy_async(void* to, const void* from, bool valid) {
     emulator::Thread& me = emulator::current();
+    const std::uintptr_t places = reinterpret_cast<std::uintptr_t>(to) | reinterpret_cast<std::uintptr_t>(from);
+    if (places % sizeof(Access) != 0) emulator::refuse("a copy that is not aligned");
     me.copies.push_back({to, valid ? from : nullptr, sizeof(Access), me.groups});
 }
 inline void commit_copies() { ++emulator::current().groups; }

@@ -4,7 +4,7 @@
 #include "column_sums.h"
 #include "elementwise.h"
 #include "product.h"
-#include "recurrent_backward.h"
+#include "transpose.h"
 
 namespace tbptt {
 namespace cuda {

@@ -1,4 +1,5 @@
 // The functions of runtime.h and machine.h on a GPU.
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <map>
@@ -62,13 +63,14 @@ cudaMemPool_t current_pool() {
 // Answers about kernels, which are asked for at every launch.
 class Answers {
    public:
-    // True when it was not so for as many bytes before.
-    bool raise_shared_bytes(int device, const void* kernel, std::size_t bytes) {
+    // Calls raise() where the kernel was not allowed as many bytes before; others wait until it is.
+    template <class Raise>
+    void allow_shared_bytes(int device, const void* kernel, std::size_t bytes, const Raise& raise) {
         const std::lock_guard<std::mutex> lock(mutex_);
         std::size_t& allowed = shared_bytes_[{device, kernel}];
-        if (bytes <= allowed) return false;
+        if (bytes <= allowed) return;
+        raise();
         allowed = bytes;
-        return true;
     }
 
     // The number that `ask` gave for this kernel, as a launch of blocks or of clusters (0: none).
@@ -96,9 +98,18 @@ std::string version_text(int version) {
     return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
 }
 
-// Whether this build has code for the current device is known when a kernel of it is looked at.
+// Whether this build has code for the current device, and of which kind, is known when a kernel of it is looked at.
 struct Nothing {};
 __global__ void no_work(const Nothing) {}
+
+cudaError_t find_code(cudaFuncAttributes& code) {
+    return cudaFuncGetAttributes(&code, reinterpret_cast<const void*>(&no_work));
+}
+
+int capability_of(int index) {
+    return 10 * attribute(cudaDevAttrComputeCapabilityMajor, index) +
+           attribute(cudaDevAttrComputeCapabilityMinor, index);
+}
 
 }  // namespace
 
@@ -113,10 +124,12 @@ const Device& current_device() {
     const int index = current_index();
     Known& known = known_devices[static_cast<std::size_t>(index)];
     std::call_once(known.described, [&] {
+        cudaFuncAttributes code{};
+        check(find_code(code), "cudaFuncGetAttributes");
+        // PTX of an older chip, which the driver has translated, does no more than that one: it knows no clusters, say.
         known.device = {attribute(cudaDevAttrMultiProcessorCount, index),
                         static_cast<std::size_t>(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, index)),
-                        10 * attribute(cudaDevAttrComputeCapabilityMajor, index) +
-                            attribute(cudaDevAttrComputeCapabilityMinor, index)};
+                        std::min(capability_of(index), code.ptxVersion)};
     });
     return known.device;
 }
@@ -143,9 +156,11 @@ void copy_bytes(void* to, const void* from, std::size_t bytes, Stream stream) {
 }
 
 void allow_shared_bytes(const void* kernel, std::size_t bytes) {
-    if (bytes <= shared_without_asking || !answers().raise_shared_bytes(current_index(), kernel, bytes)) return;
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
-          "cudaFuncSetAttribute");
+    if (bytes <= shared_without_asking) return;
+    answers().allow_shared_bytes(current_index(), kernel, bytes, [&] {
+        check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
+              "cudaFuncSetAttribute");
+    });
 }
 
 int blocks_together(const void* kernel, unsigned threads, std::size_t shared_bytes) {
@@ -220,14 +235,14 @@ std::string why_not() {
         const int index = current_index();
         if (!attribute(cudaDevAttrMemoryPoolsSupported, index))
             return "device " + std::to_string(index) + " has no memory pools";
-        cudaFuncAttributes attributes{};
-        const cudaError_t image = cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(&no_work));
+        cudaFuncAttributes code{};
+        const cudaError_t image = find_code(code);
         if (image == cudaErrorNoKernelImageForDevice || image == cudaErrorUnsupportedPtxVersion ||
             image == cudaErrorInvalidDeviceFunction) {
             cudaGetLastError();
+            const int capability = capability_of(index);
             return "this build has kernels for " + std::string(build_targets()) + ", none for compute capability " +
-                   std::to_string(current_device().capability / 10) + "." +
-                   std::to_string(current_device().capability % 10);
+                   std::to_string(capability / 10) + "." + std::to_string(capability % 10);
         }
         check(image, "cudaFuncGetAttributes");
     } catch (const std::exception& problem) {

@@ -21,7 +21,7 @@ using Stream = CUstream_st*;  // cudaStream_t
 struct Device {
     int multiprocessors;
     std::size_t shared_bytes;  // that one block may have
-    int capability;            // 90 for 9.0
+    int capability;            // of the code that it runs: 90 for 9.0
 };
 const Device& current_device();
 

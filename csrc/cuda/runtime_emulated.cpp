@@ -36,6 +36,8 @@ Machine& machine() {
 
 constexpr std::size_t alignment = 256;  // as cudaMalloc's
 
+thread_local int device_at_work = 0;
+
 }  // namespace
 
 void set_emulated_device(const Device& device, int blocks) {
@@ -135,13 +137,15 @@ int device_of(const void* memory) {
     return 0;
 }
 
-OnDevice::OnDevice(int device) : before_(0), device_(device) {}
-OnDevice::~OnDevice() = default;
+OnDevice::OnDevice(int device) : before_(device_at_work), device_(device < 0 ? before_ : device) {
+    device_at_work = device_;
+}
+OnDevice::~OnDevice() { device_at_work = before_; }
 
 void wait_for(Stream stream, Stream other) {
     if (stream == other) return;
     const std::lock_guard<std::mutex> lock(machine().mutex);
-    machine().waits.push_back({stream, other});
+    machine().waits.push_back({stream, other, device_at_work});
 }
 
 std::size_t live_allocations() {

@@ -12,9 +12,10 @@ void set_emulated_device(const Device& device, int blocks);
 // So many bytes from this address on count as memory of `device`, which is 0 elsewhere; with no bytes, no longer.
 void place_on_device(const void* memory, std::size_t bytes, int device);
 
-// The streams of all waits since the last call, oldest first: who waited, and for whom.
+// All waits since the last call, oldest first: who waited, for whom, and whose default streams were meant.
 struct Wait {
     Stream stream, other;
+    int device;
 };
 std::size_t take_waits(Wait* to, std::size_t most);
 

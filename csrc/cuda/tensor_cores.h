@@ -119,10 +119,12 @@ TBPTT_DEVICE void split_in_two(float x, float& large, float& small) {
     small = finite ? to_tf32(rest) : x;
 }
 
-// Operands that are TF32 numbers already.
+// Operands that are TF32 numbers already. Here and below volatile: a compiler must not move what all lanes do together to where
+// some of them need it.
 TBPTT_DEVICE void multiply_tf32(float (&sum)[4], const float (&a)[4], const float (&b)[2]) {
 #if !defined(TBPTT_EMULATED) && __CUDA_ARCH__ >= 800
-    asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+    asm volatile(
+        "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
         : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
         : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(a[2])),
           "r"(__float_as_uint(a[3])), "r"(__float_as_uint(b[0])), "r"(__float_as_uint(b[1])));
@@ -158,9 +160,9 @@ TBPTT_DEVICE void multiply_add(double (&sum)[4], const double (&a)[4], const dou
     for (int k = 0; k < 2; ++k)
 #pragma unroll
         for (int half = 0; half < 2; ++half)
-            asm("mma.sync.aligned.m8n8k4.row.col.f64.f64.f64.f64 {%0,%1}, {%2}, {%3}, {%0,%1};"
-                : "+d"(sum[2 * half]), "+d"(sum[2 * half + 1])
-                : "d"(a[2 * k + half]), "d"(b[k]));
+            asm volatile("mma.sync.aligned.m8n8k4.row.col.f64.f64.f64.f64 {%0,%1}, {%2}, {%3}, {%0,%1};"
+                         : "+d"(sum[2 * half]), "+d"(sum[2 * half + 1])
+                         : "d"(a[2 * k + half]), "d"(b[k]));
 #else
     multiply_by_lanes(sum, a, b);
 #endif
@@ -172,7 +174,8 @@ TBPTT_DEVICE void multiply_add(float (&sum)[4], const Pair (&a)[4], const Pair (
 #ifdef TBPTT_EMULATED
     multiply_by_lanes(sum, a, b);
 #elif __CUDA_ARCH__ >= 800
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
         : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
         : "r"(a[0].bits), "r"(a[1].bits), "r"(a[2].bits), "r"(a[3].bits), "r"(b[0].bits), "r"(b[1].bits));
 #else

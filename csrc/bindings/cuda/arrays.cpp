@@ -112,14 +112,13 @@ View read_interface(const py::dict& described, py::object holder, const Argument
     return view;
 }
 
-// DLPack's Python methods. The tensor is kept until the holder, a capsule of our own, is gone.
-View import_capsule(py::handle object, Stream stream, const Argument& argument) {
+// DLPack's Python methods; `stream` is what they are told. The tensor is kept until the holder, a capsule of our own, is gone.
+View import_capsule(py::handle object, std::intptr_t stream, const Argument& argument) {
     const py::tuple device = object.attr("__dlpack_device__")();
     const auto type = device[0].cast<std::int32_t>();
     if (!is_on_device({type, 0})) refuse_device(object, type, argument);
-    const auto handle = reinterpret_cast<std::uintptr_t>(stream);
-    const py::object capsule = type == dl_cpu ? object.attr("__dlpack__")()
-                                              : object.attr("__dlpack__")(py::arg("stream") = handle ? handle : 1);
+    const py::object capsule =
+        type == dl_cpu ? object.attr("__dlpack__")() : object.attr("__dlpack__")(py::arg("stream") = stream);
     auto* managed = static_cast<DlManaged*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor"));
     if (!managed) throw py::error_already_set();
     if (PyCapsule_SetName(capsule.ptr(), "used_dltensor") != 0) throw py::error_already_set();
@@ -176,21 +175,27 @@ DType float_or_bfloat16(const View& view, const Argument& argument) {
 
 View DeviceArrays::read(py::handle given, const Argument& argument) const {
     auto object = py::reinterpret_borrow<py::object>(given);
-    if (const DlExchange* exchange = exchange_of(object)) {
-        if (const py::object is_neg = attribute_of(object, "is_neg"); is_neg && is_neg().cast<bool>())
-            object = object.attr("resolve_neg")();
-        return borrow(*exchange, std::move(object), argument);
-    }
-    if (const py::object detach = attribute_of(object, "detach"))
+    if (const py::object is_neg = attribute_of(object, "is_neg"); is_neg && is_neg().cast<bool>())
+        object = object.attr("resolve_neg")();
+    if (const DlExchange* exchange = exchange_of(object)) return borrow(*exchange, std::move(object), argument);
+    if (const py::object detach = attribute_of(object, "detach")) {
+        // PyTorch before 2.10, whose array interface has no bfloat16, or not by that name. As above, it is not asked to wait.
         object = detach();  // shares memory, asks for no gradient
+        View view = import_capsule(object, -1, argument);
+        view.holder = std::move(object);  // the memory is the tensor's, which can be copied
+        return view;
+    }
     for (const char* name : {interface_name, "__cuda_array_interface__"})
         if (const py::object described = attribute_of(object, name)) {
             View view = read_interface(py::dict(described), std::move(object), argument);
-            if (view.has_stream) cuda::wait_for(place_.stream, view.stream);
+            if (!view.has_stream) return view;
+            const cuda::OnDevice here(view.device);  // whose stream the default one is
+            cuda::wait_for(place_.stream, view.stream);
             return view;
         }
     if (!py::hasattr(object, "__dlpack__")) argument.type_error("expected an array, got " + type_name(given));
-    return import_capsule(object, place_.stream, argument);
+    const auto handle = reinterpret_cast<std::intptr_t>(place_.stream);
+    return import_capsule(object, handle ? handle : 1, argument);
 }
 
 bool is_usable(const View& view) {

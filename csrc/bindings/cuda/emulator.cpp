@@ -34,16 +34,18 @@ __global__ void rotate_lanes(const Lanes p) {
 
 struct Rounds {
     int rounds;
+    unsigned passed;  // barriers before the first round
     unsigned* arrived;
     int* values;  // [rounds + 1, blocks]; the first row is given
 };
 
-// Each round adds what the neighbouring block wrote in the round before.
+// Each round adds what the neighbouring block wrote in the round before. No two blocks are equally fast.
 __global__ void add_neighbours(const Rounds p) {
     const int blocks = static_cast<int>(gridDim.x), me = static_cast<int>(blockIdx.x);
-    unsigned passed = 0;
+    unsigned passed = p.passed;
     for (int round = 0; round < p.rounds; ++round) {
         const int* row = p.values + round * blocks;
+        for (int turn = 0; turn < 4 * me; ++turn) pause_in_spin();
         if (threadIdx.x == 0)
             p.values[(round + 1) * blocks + me] = row[me] + load_shared_by_grid(row + (me + 1) % blocks);
         wait_for_blocks(p.arrived, gridDim.x, ++passed);
@@ -91,6 +93,27 @@ __global__ void multiply_pair_tile(const PairTile p) {
     for (int i = 0; i < 4; ++i) p.sum[(g + i / 2 * 8) * 8 + 2 * t + i % 2] = sum[i];
 }
 
+struct alignas(8) Two {
+    float values[2];
+};
+
+struct TwoValues {
+    const float* from;
+    bool at_once;  // or while the thread works
+};
+
+// Two values in one access, wherever they lie.
+__global__ void copy_two(const TwoValues p) {
+    Two* to = shared_memory<Two>() + threadIdx.x;
+    if (p.at_once) {
+        *to = *reinterpret_cast<const Two*>(p.from);
+    } else {
+        copy_async<Two>(to, p.from, true);
+        commit_copies();
+        wait_for_copies<0>();
+    }
+}
+
 std::vector<int> run_shift(int blocks, int threads, bool barrier) {
     std::vector<int> values(static_cast<std::size_t>(blocks * threads));
     Grid grid{static_cast<unsigned>(blocks), 1, 1, static_cast<unsigned>(threads)};
@@ -106,13 +129,13 @@ std::vector<int> run_lanes(int blocks, int threads) {
     return values;
 }
 
-std::vector<int> run_rounds(const std::vector<int>& first, int rounds, bool together) {
+std::vector<int> run_rounds(const std::vector<int>& first, int rounds, bool together, unsigned passed) {
     std::vector<int> values(first);
     values.resize(first.size() * static_cast<std::size_t>(rounds + 1));
-    unsigned arrived = 0;
+    unsigned arrived = passed * static_cast<unsigned>(first.size());
     Grid grid{static_cast<unsigned>(first.size()), 1, 1, 64};
     grid.together = together;
-    launch(add_neighbours, grid, nullptr, Rounds{rounds, &arrived, values.data()});
+    launch(add_neighbours, grid, nullptr, Rounds{rounds, passed, &arrived, values.data()});
     return {values.end() - static_cast<std::ptrdiff_t>(first.size()), values.end()};
 }
 
@@ -152,13 +175,20 @@ void register_emulator(py::module_& module) {
         py::list found;
         for (std::size_t i = 0, count = take_waits(waits, 64); i < count; ++i)
             found.append(py::make_tuple(reinterpret_cast<std::uintptr_t>(waits[i].stream),
-                                        reinterpret_cast<std::uintptr_t>(waits[i].other)));
+                                        reinterpret_cast<std::uintptr_t>(waits[i].other), waits[i].device));
         return found;
     });
     module.def("shift_in_block", &run_shift);
     module.def("rotate_lanes", &run_lanes);
-    module.def("add_neighbours", &run_rounds);
+    module.def("add_neighbours", &run_rounds, py::arg("first"), py::arg("rounds"), py::arg("together"),
+               py::arg("passed") = 0u);
     module.def("wait_unevenly", [] { launch(wait_unevenly, Grid{1, 1, 1, 64}, nullptr, Uneven{}); });
+    module.def("copy_two", [](int behind, bool at_once) {
+        alignas(16) const float values[4] = {};
+        Grid grid{1, 1, 1, 32};
+        grid.shared_bytes = 32 * 2 * sizeof(float);
+        launch(copy_two, grid, nullptr, TwoValues{values + behind, at_once});
+    });
     module.def("multiply_tile_float32", &run_tile<float>);
     module.def("multiply_tile_float64", &run_tile<double>);
     module.def("multiply_tile_bfloat16", &run_pair_tile);

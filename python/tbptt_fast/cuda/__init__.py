@@ -22,9 +22,10 @@ with `__cuda_array_interface__`).
 
 `stream` is None for the stream that x's library currently uses on its device, or a stream: an
 integer handle, or an object of PyTorch, CuPy or another library with `__cuda_stream__`. Calls put
-their work there and return; nothing waits for the device, so that everything can be captured in a
-graph. Results have the same bits from run to run on one kind of device. What only the values tell,
-an id or a target that is none, is not looked at: it gives NaN.
+their work there and return, as if that stream were the library's current one: what another stream
+made has to be waited for before. Nothing waits for the device, so that everything can be captured
+in a graph. Results have the same bits from run to run on one kind of device. What only the values
+tell, an id or a target that is none, is not looked at: it gives NaN.
 
 Without kernels or a device, `is_available()` is False, `why_not()` says why, and all functions
 raise a RuntimeError with that sentence. `tbptt_fast.torch` uses these kernels for tensors on

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import operator
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -22,9 +23,17 @@ LEGACY_DEFAULT = 1  # the default stream of all threads, as the array interface 
 
 
 def place_of(x: Any, stream: Any = None, otherwise: int = LEGACY_DEFAULT) -> Place:
-    """The place of a call whose first array is `x`; `otherwise` is the stream of unknown arrays."""
-    empty, current, library = _library_of(x, otherwise)
-    return empty, contiguous, current() if stream is None else read_stream(stream), library
+    """The place of a call whose first array is `x`; `otherwise` is the stream of unknown arrays.
+
+    A library may use the memory of an array again as soon as its own stream is done with it: for
+    another stream, arrays are made as if that were the library's current one.
+    """
+    empty, current, entered, library = _library_of(x, otherwise)
+    if stream is None:
+        return empty, contiguous, current(), library
+    number = read_stream(stream)
+    on_stream = partial(entered, number)
+    return empty and _within(on_stream, empty), _within(on_stream, contiguous), number, library
 
 
 def read_stream(stream: Any) -> int:
@@ -56,21 +65,52 @@ def lies_on_gpu(x: Any) -> bool:
 
 def library_of(x: Any) -> Any:
     """PyTorch, NumPy or CuPy, whose array it is; None for others."""
-    return _library_of(x, LEGACY_DEFAULT)[2]
+    return _library_of(x, LEGACY_DEFAULT)[3]
 
 
-def _library_of(x: Any, otherwise: int) -> tuple[Any, Callable[[], int], Any]:
-    """`empty` for the array, what tells its library's current stream, and the library."""
+Entered: TypeAlias = Callable[[int], AbstractContextManager[Any]]
+
+
+def _library_of(x: Any, otherwise: int) -> tuple[Any, Callable[[], int], Entered, Any]:
+    """`empty` for the array, its library's current stream, a context of another, the library."""
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(x, torch.Tensor):
-        return x.new_empty, partial(torch_stream, torch, x), torch
+        entered: Entered = partial(_entered_in_torch, torch, x)
+        return x.new_empty, partial(torch_stream, torch, x), entered, torch
     if isinstance(x, np.ndarray):  # of the emulated device; others refuse it
-        return partial(host_empty, dtype=x.dtype), lambda: 0, np
+        return partial(host_empty, dtype=x.dtype), lambda: 0, nullcontext, np
     cupy = sys.modules.get("cupy")
     if cupy is not None and isinstance(x, cupy.ndarray):
-        current = cupy.cuda.get_current_stream
-        return partial(_cupy_empty, cupy, x), lambda: int(current().ptr), cupy
-    return None, partial(_interface_stream, x, otherwise), None
+        current, entered = cupy.cuda.get_current_stream, partial(_entered_in_cupy, cupy, x)
+        return partial(_cupy_empty, cupy, x), lambda: int(current().ptr), entered, cupy
+    return None, partial(_interface_stream, x, otherwise), nullcontext, None
+
+
+def _within(
+    context: Callable[[], AbstractContextManager[Any]], make: Callable[..., Any]
+) -> Callable[..., Any]:
+    def made(*args: Any, **options: Any) -> Any:
+        with context():
+            return make(*args, **options)
+
+    return made
+
+
+def _entered_in_torch(torch: Any, x: Any, number: int) -> AbstractContextManager[Any]:
+    if not x.is_cuda:
+        return nullcontext()
+    if number > LEGACY_DEFAULT:
+        stream = torch.cuda.ExternalStream(number, x.device)
+    else:  # which PyTorch counts as 0
+        stream = torch.cuda.default_stream(x.device)
+    entered: AbstractContextManager[Any] = torch.cuda.stream(stream)
+    return entered
+
+
+@contextmanager
+def _entered_in_cupy(cupy: Any, x: Any, number: int) -> Iterator[None]:
+    with x.device, cupy.cuda.ExternalStream(number):
+        yield
 
 
 host_empty: Callable[..., Any] = np.empty

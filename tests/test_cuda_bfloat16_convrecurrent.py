@@ -30,7 +30,7 @@ from .convrecurrent_cases import (
     make_problem,
     run,
 )
-from .cuda_cases import CudaDevice, Device, EmulatedDevice
+from .cuda_cases import CudaDevice, Device, EmulatedDevice, mapped, unaligned
 from .test_boundary import message
 from .test_cuda_bfloat16 import (
     BFLOAT16,
@@ -254,6 +254,32 @@ def test_no_order_of_threads_changes_a_bit(emulated: EmulatedDevice, cell: str) 
         with emulated.order(seed):
             found = run(emulated.ops(), problem, **options)
         assert_identical(found, first)
+
+
+class Unaligned:
+    """Operations whose arrays begin an element behind a multiple of 16 bytes."""
+
+    def __init__(self, ops: Any) -> None:
+        self._ops = ops
+
+    def __getattr__(self, name: str) -> Any:
+        def call(*args: Any, **options: Any) -> Any:
+            options = {key: mapped(value, unaligned, np.ndarray) for key, value in options.items()}
+            return getattr(self._ops, name)(*mapped(args, unaligned, np.ndarray), **options)
+
+        return call
+
+
+@pytest.mark.parametrize("cell", ["rnn_tanh", "gru", "lstm_map"])
+@layouts
+@pytest.mark.parametrize("dtype", [BFLOAT16, "float32"], ids=str)
+def test_arrays_that_begin_anywhere(device: Device, cell: str, layout: str, dtype: Any) -> None:
+    """At any multiple of an element: images whose pixels are whole accesses then are none."""
+    problem = make_problem(cell, ALIGNED, dtype)
+    for truncation in (None, (2, 3)):
+        wanted = run(device.ops(), problem, layout, truncation=truncation)
+        found = run(Unaligned(device.ops()), problem, layout, truncation=truncation)
+        assert_identical(contiguous(found), contiguous(wanted))
 
 
 @pytest.mark.parametrize("cell", ["rnn_relu", "gru", "lstm_channel"])

@@ -19,6 +19,8 @@ HOT = (
     "cluster_backward",
     "tiles_forward",
     "tiles_backward",
+    "slices_forward",
+    "slices_backward",
     "multiply_matrices",
     "correlate",
     "depthwise",

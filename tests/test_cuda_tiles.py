@@ -1,4 +1,4 @@
-"""Recurrent layers whose steps go tile by tile: many rows, or weights that no block can keep."""
+"""Recurrent layers of many rows, of long ones, or with weights that no block can keep."""
 
 from __future__ import annotations
 
@@ -103,3 +103,40 @@ def test_inference_gives_the_same_bits(emulated: EmulatedDevice, cell: str) -> N
         out, *_ = forward(emulated.ops(), problem, is_init=mask, training=True)
         out_only, *_ = forward(emulated.ops(), problem, is_init=mask, training=False)
         assert_identical({"out": out_only}, {"out": out})
+
+
+@cells
+def test_clusters_that_share_the_depth(device: Device, cell: str) -> None:
+    """Blocks have a slice of the depth, for rows that are long or many."""
+    shape = (2, 500, 3, 200)
+    if isinstance(device, EmulatedDevice):
+        shape = (2, 500, 3, 68)
+        device.resize(24, 227 << 10)
+    for dtype, precision in many_options(cell)[::-1]:
+        check(device, cell, shape, dtype, precision)
+    check(device, cell, (3, 170, 3, 68), "float32", "highest", "both", (1, 2))
+    if cell != "rnn_relu":
+        check_bfloat16(device, cell, (2, 500, 3, 136), "both", 2)
+
+
+@pytest.mark.parametrize(("cell", "hidden"), [("rnn_tanh", 1024), ("lstm", 256)])
+def test_clusters_that_share_the_depth_of_few_rows(
+    emulated: EmulatedDevice, cell: str, hidden: int
+) -> None:
+    """Of a plain layer in both directions, of the LSTM in the backward pass."""
+    emulated.resize(160, 80 << 10)
+    check(emulated, cell, (2, 32, 3, hidden), "float32", "highest", "both")
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_no_order_of_blocks_in_clusters_changes_a_bit(emulated: EmulatedDevice, cell: str) -> None:
+    emulated.resize(24, 227 << 10)
+    shape = (2, 500, 3, 68)
+    masks, problem = make_masks("both", shape, "float32"), make_problem(cell, shape, "float32")
+    first = run(emulated.ops(), problem, **masks)
+    with emulated.order(1):
+        assert_identical(run(emulated.ops(), problem, **masks), first)
+    emulated.resize(24, 227 << 10, capability=89)  # which has none, and adds in another order
+    other = run(emulated.ops(), problem, **masks)
+    assert (other["out"] != first["out"]).any()
+    assert (other["grad_x"] != first["grad_x"]).any()

@@ -102,9 +102,10 @@ __attribute__((noinline)) void prepare(Fiber& fiber, void* stack) {
 // Blocks that are at work together.
 class Wave {
    public:
-    Wave(unsigned first, unsigned count, Index blocks, unsigned threads, std::size_t shared_bytes)
+    Wave(unsigned first, unsigned count, Index blocks, unsigned threads, std::size_t shared_bytes,
+         unsigned cluster_size)
         : blocks_(count),
-          clusters_(divide_up(count, blocks.x)),
+          clusters_(count / cluster_size),
           warps_(count * (threads / 32)),
           shared_(count * rounded(shared_bytes), 0xff),
           fibers_(std::size_t{count} * threads) {
@@ -113,12 +114,12 @@ class Wave {
             const unsigned index = first + b;
             block.index = {index % blocks.x, index / blocks.x % blocks.y, index / blocks.x / blocks.y};
             block.threads = threads;
-            Cluster& cluster = clusters_[b / blocks.x];
+            Cluster& cluster = clusters_[b / cluster_size];
             block.cluster = &cluster;
             cluster.threads += threads;
             block.warps = &warps_[b * (threads / 32)];
             block.shared = reinterpret_cast<unsigned char*>(aligned(shared_.data())) + b * rounded(shared_bytes);
-            if (b % blocks.x == 0) cluster.shared = block.shared;
+            if (b % cluster_size == 0) cluster.shared = block.shared;
             cluster.shared_stride = rounded(shared_bytes);
             for (unsigned t = 0; t < threads; ++t) {
                 Fiber& fiber = fibers_[std::size_t{b} * threads + t];
@@ -157,8 +158,6 @@ class Wave {
     static void* aligned(unsigned char* data) {
         return reinterpret_cast<void*>((reinterpret_cast<std::uintptr_t>(data) + 63) / 64 * 64);
     }
-
-    static unsigned divide_up(unsigned a, unsigned b) { return (a + b - 1) / b; }
 
     std::vector<Block> blocks_;
     std::vector<Cluster> clusters_;
@@ -212,11 +211,14 @@ void warp_barrier() {
     pass(warp.arrived, warp.generation, 32);
 }
 
-void run(Index blocks, unsigned threads, std::size_t shared_bytes, bool together, const std::function<void()>& kernel) {
+void run(Index blocks, unsigned threads, std::size_t shared_bytes, bool together, unsigned cluster,
+         const std::function<void()>& kernel) {
     if (threads % 32 != 0) throw std::logic_error("emulator: expected whole warps");
     machine.kernel = &kernel;
-    const unsigned all = blocks.x * blocks.y * blocks.z, at_once = together ? all : 1;
-    for (unsigned first = 0; first < all; first += at_once) Wave(first, at_once, blocks, threads, shared_bytes).run();
+    const unsigned all = blocks.x * blocks.y * blocks.z, of_cluster = std::max(1u, cluster),
+                   at_once = together ? all : of_cluster;
+    for (unsigned first = 0; first < all; first += at_once)
+        Wave(first, at_once, blocks, threads, shared_bytes, of_cluster).run();
 }
 
 void set_seed(std::uint64_t seed) {

@@ -75,9 +75,10 @@ void block_barrier();
 void warp_barrier();
 void cluster_barrier();
 
-// Runs `kernel` in all threads of all blocks; `together` promises that all blocks are at work at the same time. Blocks of one
-// row of the grid are a cluster.
-void run(Index blocks, unsigned threads, std::size_t shared_bytes, bool together, const std::function<void()>& kernel);
+// Runs `kernel` in all threads of all blocks; `together` promises that all blocks are at work at the same time. So many
+// neighbours in a row of the grid are a cluster; 0: none.
+void run(Index blocks, unsigned threads, std::size_t shared_bytes, bool together, unsigned cluster,
+         const std::function<void()>& kernel);
 
 void set_seed(std::uint64_t seed);
 

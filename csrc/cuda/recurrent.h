@@ -19,12 +19,14 @@ namespace cuda {
 constexpr int walk_threads = 256, walk_warps = walk_threads / warp_size;
 
 // How a block shares its product among its warps: each has `RowTiles` tiles of 16 rows by `UnitTiles` tiles of 8 units, and
-// `Splits` warps have parts of the depth of the same tiles. Few rows: the depth is what there is to share.
-template <int RowTiles, int UnitTiles, int Splits>
+// `Splits` warps have parts of the depth of the same tiles. Few rows: the depth is what there is to share. With several
+// `Slices` a cluster of as many blocks shares the depth first (recurrent_slices.h).
+template <int RowTiles, int UnitTiles, int Splits, int Slices = 1>
 struct WalkShape {
-    static constexpr int row_tiles = RowTiles, unit_tiles = UnitTiles, splits = Splits;
+    static constexpr int row_tiles = RowTiles, unit_tiles = UnitTiles, splits = Splits, slices = Slices;
     static constexpr int warp_rows = RowTiles * tile_rows, rows = walk_warps / Splits * warp_rows;
-    static constexpr int units = UnitTiles * tile_columns;
+    static constexpr int units = UnitTiles * tile_columns, own_units = units / Slices;
+    static_assert(units % Slices == 0, "every block has cells");
 
     static TBPTT_DEVICE int warp_first() { return warp_index() / Splits * warp_rows; }
 };
@@ -182,16 +184,31 @@ template <class T, class Shape, int Gates>
 constexpr std::size_t parts_bytes =
     walk_warps * Shape::row_tiles * Gates * Shape::unit_tiles * 4 * warp_size * sizeof(Real<T>);
 
+// The part of the depth that a block multiplies, and its place in the cluster.
+template <class T, int Slices>
+struct Slice {
+    static constexpr TBPTT_BOTH std::int64_t size(std::int64_t depth) {
+        constexpr std::int64_t strips = Slices * 4 * Four<T>::values;
+        return Slices == 1 ? depth : (depth + strips - 1) / strips * (strips / Slices);
+    }
+    static TBPTT_DEVICE int rank() { return static_cast<int>(blockIdx.x) % Slices; }
+
+    explicit TBPTT_DEVICE Slice(std::int64_t whole) : depth(size(whole)), first(rank() * depth) {}
+
+    const std::int64_t depth, first;
+};
+
 // The weights of the block's units, to where `BlockWeights` looks for them.
 template <class T, class Shape, int Gates>
 TBPTT_DEVICE void keep_weights(const WalkProduct<T>& p, T* to) {
-    const std::int64_t stride = BlockWeights<T>::stride(p.depth);
-    const int first = static_cast<int>(blockIdx.x) * Shape::units, hidden = static_cast<int>(p.hidden);
+    const Slice<T, Shape::slices> slice(p.depth);
+    const std::int64_t stride = BlockWeights<T>::stride(slice.depth);
+    const int first = static_cast<int>(blockIdx.x) / Shape::slices * Shape::units, hidden = static_cast<int>(p.hidden);
     for (int r = warp_index(); r < Gates * Shape::units; r += walk_warps) {
         const int unit = first + r % Shape::units;
-        const T* from = p.weights + (std::int64_t{r / Shape::units} * hidden + unit) * p.depth;
+        const T* from = p.weights + (std::int64_t{r / Shape::units} * hidden + unit) * p.depth + slice.first;
         for (std::int64_t k = lane_index(); k < stride; k += warp_size)
-            to[r * stride + k] = unit < hidden && k < p.depth ? from[k] : T(0);
+            to[r * stride + k] = unit < hidden && k < slice.depth && slice.first + k < p.depth ? from[k] : T(0);
     }
     __syncthreads();
 }
@@ -206,14 +223,17 @@ template <class T, class Shape>
 class RowsInMemory {
    public:
     template <class Pass>
-    TBPTT_DEVICE RowsInMemory(const WalkProduct<T>& p, const Pass& pass, const WalkTile& at)
-        : depth_(p.depth), aligned_(p.aligned) {
+    TBPTT_DEVICE RowsInMemory(const WalkProduct<T>& p, const Pass& pass, const WalkTile& at) : aligned_(p.aligned) {
+        const Slice<T, Shape::slices> slice(p.depth);
+        const std::int64_t left = p.depth - slice.first;
+        depth_ = left < slice.depth ? left : slice.depth;
 #pragma unroll
         for (int i = 0; i < Shape::row_tiles; ++i)
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
                 const int row = at.first_row + Shape::warp_first() + i * tile_rows + half * 8 + lane_index() / 4;
-                rows_[i][half] = row < at.live ? pass.row(row, at.lag).source : nullptr;
+                const T* source = row < at.live ? pass.row(row, at.lag).source : nullptr;
+                rows_[i][half] = source ? source + slice.first : nullptr;
             }
     }
 
@@ -230,7 +250,7 @@ class RowsInMemory {
 
    private:
     const T* rows_[Shape::row_tiles][2];
-    const std::int64_t depth_;
+    std::int64_t depth_;
     const bool aligned_;
 };
 
@@ -250,9 +270,10 @@ class TileWork {
         : p_(p),
           pass_(pass),
           hidden_(static_cast<int>(p.hidden)),
+          depth_(Slice<T, Shape::slices>::size(p.depth)),
           weights_(shared_memory<T>()),
           parts_(reinterpret_cast<Sum*>(weights_ +
-                                        (p.resident ? Gates * Shape::units * BlockWeights<T>::stride(p.depth) : 0))) {
+                                        (p.resident ? Gates * Shape::units * BlockWeights<T>::stride(depth_) : 0))) {
         if (p.resident) keep_weights<T, Shape, Gates>(p, weights_);
     }
 
@@ -261,16 +282,19 @@ class TileWork {
         return reinterpret_cast<T*>(parts_ + parts_bytes<T, Shape, Gates> / sizeof(Sum));
     }
 
-    // Several warps have parts of the depth, which meet in shared memory [split][gate and tile][row][unit]. wait_for() waits for
-    // the last step and returns the source, keep(row, unit, left) takes what this step leaves; both count in the tile.
+    // Several warps have parts of the depth, which meet in shared memory [split][gate and tile][row][unit]; those of the blocks of
+    // a cluster meet then, and each block has the cells of its own units. wait_for() waits for the last step and returns the
+    // source, keep(row, unit, left) takes what this step leaves; both count in the tile.
     template <class WaitFor, class Keep>
     TBPTT_DEVICE void by_block(const WalkTile& at, const WaitFor& wait_for, const Keep& keep) const {
-        constexpr int count = Shape::rows * Shape::units, each = (count + walk_threads - 1) / walk_threads;
+        constexpr int own = Shape::own_units, count = Shape::rows * own,
+                      each = (count + walk_threads - 1) / walk_threads;
+        const int first_own = Slice<T, Shape::slices>::rank() * own;
         const auto for_mine = [&](auto found) {
 #pragma unroll
             for (int n = 0; n < each; ++n) {
-                const int i = static_cast<int>(threadIdx.x) + n * walk_threads, row = i / Shape::units,
-                          unit = i % Shape::units;
+                const int i = static_cast<int>(threadIdx.x) + n * walk_threads, row = i / own,
+                          unit = first_own + i % own;
                 if (i < count && at.first_row + row < at.live && at.first_unit + unit < hidden_) found(n, row, unit);
             }
         };
@@ -291,23 +315,31 @@ class TileWork {
                 for (int v = 0; v < 4; ++v) {
                     const int row = Shape::warp_first() + i * tile_rows + lane_index() / 4 + v / 2 * 8,
                               unit = lane_index() % 4 * 2 + v % 2;
-                    parts_[part(split, c, row) + unit] = sums[i][c][v];
+                    parts_[split * part_size + part(c, row) + unit] = sums[i][c][v];
                 }
         __syncthreads();
+        if constexpr (Shape::slices > 1) {
+            for (int i = static_cast<int>(threadIdx.x); i < part_size; i += walk_threads) {
+                Sum sum = parts_[i];
+#pragma unroll
+                for (int s = 1; s < Shape::splits; ++s) sum += parts_[s * part_size + i];
+                parts_[i] = sum;
+            }
+            wait_for_cluster();
+        }
         for_mine([&](int n, int row, int unit) {
             Sum values[Gates], left[Pass::left];
 #pragma unroll
-            for (int gate = 0; gate < Gates; ++gate) {
-                const int column = gate * Shape::unit_tiles + unit / tile_columns;
-                values[gate] = 0;
-#pragma unroll
-                for (int s = 0; s < Shape::splits; ++s)
-                    values[gate] += parts_[part(s, column, row) + unit % tile_columns];
-            }
+            for (int gate = 0; gate < Gates; ++gate)
+                values[gate] = sum_at(part(gate * Shape::unit_tiles + unit / tile_columns, row) + unit % tile_columns);
             pass_.finish(rows[n], at.first_unit + unit, values, fetched[n], left);
             keep(row, unit, left);
         });
-        __syncthreads();  // before the next tile's parts
+        // before the next tile's parts
+        if constexpr (Shape::slices > 1)
+            wait_for_cluster();
+        else
+            __syncthreads();
     }
 
    private:
@@ -317,20 +349,33 @@ class TileWork {
         if (!any_lane(source.any())) return;
         const BlockWeights<T> weights{p_.resident ? weights_ : nullptr,
                                       p_.weights + at.first_unit * p_.depth,
-                                      p_.depth,
+                                      depth_,
                                       hidden_ * p_.depth,
                                       hidden_ - at.first_unit,
                                       p_.aligned};
-        multiply_rows<Shape, Gates, Exact>(source, weights, p_.depth, sums);
+        multiply_rows<Shape, Gates, Exact>(source, weights, depth_, sums);
     }
 
-    static TBPTT_DEVICE int part(int split, int column, int row) {
-        return ((split * columns + column) * Shape::rows + row) * tile_columns;
+    static constexpr int part_size = columns * Shape::rows * tile_columns;
+    static TBPTT_DEVICE int part(int column, int row) { return (column * Shape::rows + row) * tile_columns; }
+
+    // The parts of warps, or of blocks, in their order.
+    TBPTT_DEVICE Sum sum_at(int place) const {
+        Sum sum = 0;
+        if constexpr (Shape::slices > 1) {
+#pragma unroll
+            for (int slice = 0; slice < Shape::slices; ++slice) sum += *in_block(parts_ + place, slice);
+        } else {
+#pragma unroll
+            for (int s = 0; s < Shape::splits; ++s) sum += parts_[s * part_size + place];
+        }
+        return sum;
     }
 
     const WalkProduct<T>& p_;
     const Pass& pass_;
     const int hidden_;
+    const std::int64_t depth_;  // of the block's slice
     T* const weights_;
     Sum* const parts_;
 };
@@ -373,7 +418,8 @@ TBPTT_DEVICE void walk_in_grid(const WalkProduct<T>& p, const Pass& pass) {
             if (waits) wait_for_step(p, lag);
             waits = false;
         };
-        for (int block = static_cast<int>(blockIdx.x); block < unit_blocks; block += static_cast<int>(gridDim.x))
+        for (int block = static_cast<int>(blockIdx.x) / Shape::slices; block < unit_blocks;
+             block += static_cast<int>(gridDim.x) / Shape::slices)
             for (int first = static_cast<int>(blockIdx.y) * Shape::rows; first < live;
                  first += static_cast<int>(gridDim.y) * Shape::rows) {
                 const WalkTile at{lag, live, first, block * Shape::units};

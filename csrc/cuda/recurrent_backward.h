@@ -9,6 +9,7 @@
 #include "column_sums.h"
 #include "product.h"
 #include "recurrent_cluster.h"
+#include "recurrent_slices.h"
 #include "recurrent_tiles.h"
 #include "states_before.h"
 #include "transpose.h"
@@ -146,6 +147,12 @@ __global__ __launch_bounds__(walk_threads, 1) void walk_backward(const BackwardW
     walk_in_grid<T, Shape, 1, Exact>(p.product, Pass{p});
 }
 
+template <class T, template <class> class CellOf, class Shape, bool Exact>
+__global__ __launch_bounds__(walk_threads, 1) void slices_backward(const BackwardWalk<T> p) {
+    using Pass = BackwardPass<T, CellOf>;
+    walk_in_slices<T, Shape, 1, Exact>(p.product, Pass{p});
+}
+
 template <class T, template <class> class CellOf, class Tiles, bool Exact>
 __global__ __launch_bounds__(Tiles::Tile::threads, Tiles::blocks) void tiles_backward(const BackwardWalk<T> p) {
     walk_in_tiles<typename Tiles::Tile, 1, Exact>(p.product, BackwardPass<T, CellOf>{p});
@@ -170,11 +177,29 @@ bool launch_backward_in_cluster(BackwardWalk<T>& p, std::int64_t rows, const Cal
     return true;
 }
 
+// Whether a grid of clusters that share the depth takes it.
+template <class T, template <class> class CellOf, bool Exact>
+bool launch_backward_in_slices(BackwardWalk<T>& p, std::int64_t rows, const Call& call) {
+    if constexpr (sizeof(T) <= sizeof(float)) {
+        const auto by = [&](auto shapes) {
+            using Shape = typename decltype(shapes)::Backward;
+            const auto kernel = &slices_backward<T, CellOf, Shape, Exact>;
+            Grid grid;
+            if (!plan_slices<T, Shape, 1>(reinterpret_cast<const void*>(kernel), p.product, rows, grid)) return false;
+            launch(kernel, grid, call.stream, p);
+            return true;
+        };
+        return rows <= most_rows_of_few ? by(SliceShapes<T, true>{}) : by(SliceShapes<T, false>{});
+    }
+    return false;
+}
+
 template <class T, template <class> class CellOf, class Shape, bool Exact>
 void launch_backward(BackwardWalk<T>& p, std::int64_t rows, const Call& call) {
     if (launch_backward_in_cluster<T, CellOf, 2, Exact>(p, rows, call)) return;
     if constexpr (is_narrow<T>)  // twice as many units fit
         if (launch_backward_in_cluster<T, CellOf, 4, Exact>(p, rows, call)) return;
+    if (launch_backward_in_slices<T, CellOf, Exact>(p, rows, call)) return;
     const auto kernel = &walk_backward<T, CellOf, Shape, Exact>;
     const Grid grid = plan_walk<T, Shape, 1>(reinterpret_cast<const void*>(kernel), p.product, rows);
     using Tiles = WalkTiles<T, 1, Exact>;

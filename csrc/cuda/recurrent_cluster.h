@@ -97,7 +97,7 @@ bool plan_cluster(const void* kernel, WalkProduct<T>& p, std::int64_t rows, Grid
     grid.shared_bytes = static_cast<std::size_t>(values) * sizeof(T) + parts_bytes<T, Shape, Gates>;
     grid.x = grid.cluster = static_cast<unsigned>(blocks);
     grid.y = static_cast<unsigned>(tiles);
-    if (grid.shared_bytes > current_device().shared_bytes || !cluster_fits(kernel, grid)) return false;
+    if (grid.shared_bytes > current_device().shared_bytes || clusters_together(kernel, grid) < 1) return false;
     p.resident = true;
     return true;
 }

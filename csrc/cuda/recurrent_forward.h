@@ -5,6 +5,7 @@
 #include "api.h"
 #include "product.h"
 #include "recurrent_cluster.h"
+#include "recurrent_slices.h"
 #include "recurrent_tiles.h"
 
 namespace tbptt {
@@ -119,6 +120,12 @@ __global__ __launch_bounds__(walk_threads, 1) void cluster_forward(const Forward
     walk_in_cluster<T, Shape, Pass::cell.gates, Exact>(p.product, Pass{p});
 }
 
+template <class T, template <class> class CellOf, class Shape, bool Exact>
+__global__ __launch_bounds__(walk_threads, 1) void slices_forward(const ForwardWalk<T> p) {
+    using Pass = ForwardPass<T, CellOf>;
+    walk_in_slices<T, Shape, Pass::cell.gates, Exact>(p.product, Pass{p});
+}
+
 template <class T, template <class> class CellOf, class Tiles, bool Exact>
 __global__ __launch_bounds__(Tiles::Tile::threads, Tiles::blocks) void tiles_forward(const ForwardWalk<T> p) {
     using Pass = ForwardPass<T, CellOf>;
@@ -139,12 +146,32 @@ bool launch_forward_in_cluster(ForwardWalk<T>& p, std::int64_t rows, const Call&
     return true;
 }
 
+// Whether a grid of clusters that share the depth takes it.
+template <class T, template <class> class CellOf, bool Exact>
+bool launch_forward_in_slices(ForwardWalk<T>& p, std::int64_t rows, const Call& call) {
+    if constexpr (sizeof(T) <= sizeof(float)) {
+        const auto by = [&](auto shapes) {
+            using Shape = typename decltype(shapes)::Forward;
+            using Pass = ForwardPass<T, CellOf>;
+            const auto kernel = &slices_forward<T, CellOf, Shape, Exact>;
+            Grid grid;
+            if (!plan_slices<T, Shape, Pass::cell.gates>(reinterpret_cast<const void*>(kernel), p.product, rows, grid))
+                return false;
+            launch(kernel, grid, call.stream, p);
+            return true;
+        };
+        return rows <= most_rows_of_few ? by(SliceShapes<T, true>{}) : by(SliceShapes<T, false>{});
+    }
+    return false;
+}
+
 template <class T, template <class> class CellOf, class Shape, bool Exact>
 void launch_forward(ForwardWalk<T>& p, std::int64_t rows, const Call& call) {
     using Pass = ForwardPass<T, CellOf>;
     if (launch_forward_in_cluster<T, CellOf, 2, Exact>(p, rows, call)) return;
     if constexpr (is_narrow<T>)  // twice as many units fit
         if (launch_forward_in_cluster<T, CellOf, 4, Exact>(p, rows, call)) return;
+    if (launch_forward_in_slices<T, CellOf, Exact>(p, rows, call)) return;
     const auto kernel = &walk_forward<T, CellOf, Shape, Exact>;
     const Grid grid = plan_walk<T, Shape, Pass::cell.gates>(reinterpret_cast<const void*>(kernel), p.product, rows);
     using Tiles = WalkTiles<T, Pass::cell.gates, Exact>;

@@ -177,8 +177,8 @@ int blocks_together(const void* kernel, unsigned threads, std::size_t shared_byt
     });
 }
 
-bool cluster_fits(const void* kernel, const Grid& grid) {
-    if (current_device().capability < 90) return false;
+int clusters_together(const void* kernel, const Grid& grid) {
+    if (current_device().capability < 90) return 0;
     allow_shared_bytes(kernel, grid.shared_bytes);
     return answers().at_work(current_index(), kernel, grid, [&] {
         constexpr unsigned portable = 8;
@@ -198,7 +198,7 @@ bool cluster_fits(const void* kernel, const Grid& grid) {
         if (cudaOccupancyMaxActiveClusters(&clusters, kernel, &config) == cudaSuccess) return clusters;
         cudaGetLastError();  // no such cluster
         return 0;
-    }) > 0;
+    });
 }
 
 int runtime_version() { return CUDART_VERSION; }

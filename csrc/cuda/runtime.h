@@ -35,7 +35,7 @@ struct Grid {
     unsigned threads = 256;
     std::size_t shared_bytes = 0;
     bool together = false;  // all blocks at work at the same time, for wait_for_blocks
-    unsigned cluster = 0;   // blocks of a cluster, all those of one row of the grid; 0: no clusters
+    unsigned cluster = 0;   // blocks of a cluster, neighbours in a row of the grid; 0: no clusters
 };
 
 void* allocate(std::size_t bytes, Stream stream);
@@ -46,8 +46,8 @@ void copy_bytes(void* to, const void* from, std::size_t bytes, Stream stream);
 // How many blocks of this kernel can be at work at the same time on the current device.
 int blocks_together(const void* kernel, unsigned threads, std::size_t shared_bytes);
 
-// Whether the current device takes a cluster of this grid.
-bool cluster_fits(const void* kernel, const Grid& grid);
+// How many clusters of this grid can be at work at the same time on the current device.
+int clusters_together(const void* kernel, const Grid& grid);
 
 #ifdef TBPTT_KERNELS
 
@@ -67,7 +67,7 @@ void launch(void (*kernel)(Parameters), const Grid& grid, Stream stream, const P
 #ifdef TBPTT_EMULATED
     (void)stream;
     check_launch(grid);
-    emulator::run({grid.x, grid.y, grid.z}, grid.threads, grid.shared_bytes, grid.together || grid.cluster > 0,
+    emulator::run({grid.x, grid.y, grid.z}, grid.threads, grid.shared_bytes, grid.together, grid.cluster,
                   [&] { kernel(parameters); });
 #else
     allow_shared_bytes(reinterpret_cast<const void*>(kernel), grid.shared_bytes);
@@ -76,16 +76,18 @@ void launch(void (*kernel)(Parameters), const Grid& grid, Stream stream, const P
     config.blockDim = dim3(grid.threads);
     config.dynamicSmemBytes = grid.shared_bytes;
     config.stream = stream;
-    cudaLaunchAttribute attribute{};
-    if (grid.cluster > 0) {
-        attribute.id = cudaLaunchAttributeClusterDimension;
-        attribute.val.clusterDim = {grid.cluster, 1, 1};
-    } else {
+    cudaLaunchAttribute attributes[2]{};
+    config.attrs = attributes;
+    if (grid.together) {
+        cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
         attribute.id = cudaLaunchAttributeCooperative;
         attribute.val.cooperative = 1;
     }
-    config.attrs = &attribute;
-    config.numAttrs = grid.together || grid.cluster > 0 ? 1 : 0;
+    if (grid.cluster > 0) {
+        cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
+        attribute.id = cudaLaunchAttributeClusterDimension;
+        attribute.val.clusterDim = {grid.cluster, 1, 1};
+    }
     check(cudaLaunchKernelEx(&config, kernel, parameters), "a kernel's launch");
 #endif
 }

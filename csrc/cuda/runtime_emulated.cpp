@@ -99,9 +99,12 @@ int blocks_together(const void*, unsigned, std::size_t shared_bytes) {
     return shared_bytes > device.shared_bytes ? 0 : device.multiprocessors * machine().blocks;
 }
 
-bool cluster_fits(const void*, const Grid& grid) {
+int clusters_together(const void*, const Grid& grid) {
     const Device& device = current_device();
-    return device.capability >= 90 && grid.cluster <= 16 && grid.shared_bytes <= device.shared_bytes;
+    const bool fits = device.capability >= 90 && grid.cluster <= 16 && grid.shared_bytes <= device.shared_bytes;
+    if (!fits) return 0;
+    // One cluster is at work on any device, so that small ones can be tested.
+    return std::max(1, device.multiprocessors * machine().blocks / static_cast<int>(grid.cluster));
 }
 
 void check_launch(const Grid& grid) {
@@ -111,10 +114,13 @@ void check_launch(const Grid& grid) {
     expect(grid.threads >= 1 && grid.threads <= 1024, "expected 1 to 1024 threads a block");
     expect(grid.x <= 0x7fffffffu && grid.y <= 65535 && grid.z <= 65535, "too many blocks");
     expect(grid.shared_bytes <= current_device().shared_bytes, "more shared memory than a block may have");
-    expect(grid.cluster == 0 || (grid.x == grid.cluster && cluster_fits(nullptr, grid)), "a cluster that does not fit");
+    const unsigned cluster = std::max(1u, grid.cluster);
+    expect(grid.x % cluster == 0 && (grid.cluster == 0 || clusters_together(nullptr, grid) > 0),
+           "a cluster that does not fit");
     if (!grid.together) return;
-    const std::int64_t blocks = std::int64_t{grid.x} * grid.y * grid.z;
-    expect(blocks <= blocks_together(nullptr, grid.threads, grid.shared_bytes),
+    const std::int64_t clusters = std::int64_t{grid.x / cluster} * grid.y * grid.z;
+    expect(clusters <= (grid.cluster > 0 ? clusters_together(nullptr, grid)
+                                         : blocks_together(nullptr, grid.threads, grid.shared_bytes)),
            "more blocks together than are at work at the same time");
 }
 

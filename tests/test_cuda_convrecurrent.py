@@ -79,6 +79,18 @@ def test_masks_and_truncation(device: Device, cell: str, masks: str, truncation:
     assert_identical(contiguous(again), contiguous(found))
 
 
+@cells
+@pytest.mark.parametrize("truncation", [(1, 4), (2, 5), (2, 100)], ids=str)
+@pytest.mark.parametrize("often", [0.1, 0.6])
+def test_windows_that_end_early(device: Device, cell: str, truncation: Any, often: float) -> None:
+    """Products deep enough to be made in parts, of fewer images from step to step, or of none."""
+    problem = make_problem(cell, Shape((6, 3, 2, 24), (3, 4)))
+    is_init = np.random.default_rng(1).random((6, 3)) < often
+    options: dict[str, Any] = {"truncation": truncation, "is_init": is_init}
+    expected = run(reference, problem, **options)
+    compare(problem, run(device.ops(), problem, **options), expected)
+
+
 @settings(
     max_examples=40,
     deadline=None,
@@ -247,9 +259,7 @@ def test_wrong_arguments(device: Device) -> None:
     """The checks are the CPU's (tests/test_convrecurrent.py); here those of the place."""
     p, ops = make_problem("gru", LONG, "float32"), device.ops()
     for dtype in ("float16", "int32"):
-        with pytest.raises(
-            TypeError, match="convgru_forward: x: expected dtype float32 or float64"
-        ):
+        with pytest.raises(TypeError, match="x: expected dtype float32, float64 or bfloat16, got"):
             forward(ops, replace(p, x=p.x.astype(dtype)))
     with pytest.raises(TypeError, match="convgru_forward: w_hh: expected dtype float32, got float"):
         forward(ops, replace(p, w_hh=p.w_hh.astype("float64")))

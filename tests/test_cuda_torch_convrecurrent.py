@@ -5,6 +5,7 @@ Where there is no GPU, tensors on the CPU go to the emulated device: it reads th
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ torch = pytest.importorskip("torch")
 
 import tbptt_fast.torch as ours  # noqa: E402
 from tbptt_fast import cuda  # noqa: E402
-from tbptt_fast.torch import convrecurrent_ops  # noqa: E402
+from tbptt_fast.torch import _bridge, convrecurrent_ops  # noqa: E402
 from tbptt_fast.torch.recurrent_ops import CELLS, Layer  # noqa: E402
 
 from .cuda_cases import NO_GPU, EmulatedDevice  # noqa: E402
@@ -82,6 +83,42 @@ def test_float32_is_close(place: str, kind: str) -> None:
         close(found, results(layer.to("cpu"), x), TF32)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_layers_in_bfloat16(
+    place: str, kind: str, layout: Any, recompute: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As near to the float64 layer, on the same rounded numbers, as bfloat16 allows."""
+    torch.manual_seed(5)
+    options = {"layout": layout, "recompute": recompute, **KINDS[kind]}
+    layer = getattr(ours, kind)(2, 5, 3, 2, dtype=torch.bfloat16, **options)
+    size = (7, 3, 2, 4, 5) if layout == "NCHW" else (7, 3, 4, 5, 2)
+    x, starts = torch.randn(size).bfloat16(), torch.rand(7, 3) < 0.2
+    wide = copy.deepcopy(layer).to(place, torch.float64)
+    starts = starts.to(place)
+    exact = results(wide, x.to(place, torch.float64), is_init=starts, truncation=3)
+    if place == "cpu":
+        monkeypatch.setattr(_bridge, "has_bfloat16", lambda tensor: True)
+    found = results(layer.to(place), x.to(place), is_init=starts, truncation=3)
+    for tensor, wanted in zip(found, exact, strict=True):
+        assert tensor.dtype == torch.bfloat16
+        bound = 2.0**-6 * max(1.0, wanted.abs().max().item())
+        torch.testing.assert_close(tensor.detach().double(), wanted.detach(), rtol=0, atol=bound)
+
+
+def test_what_autocast_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of the other layers: bfloat16 if that is its type and there are kernels."""
+    layer, x = convrecurrent_ops._LAYERS["lstm"], torch.zeros(2, 1, 3, 4, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer.autocast_forward(x) == torch.float32
+        monkeypatch.setattr(_bridge, "has_bfloat16", lambda tensor: True)
+        assert layer.autocast_forward(x) == torch.bfloat16
+    tape = x.bfloat16()
+    assert layer.autocast_backward(None, None, None, tape, x) == torch.bfloat16
+    assert layer.autocast_backward(None, None, None, x, x) == torch.float32
+
+
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("recompute", [False, True])
 def test_the_operators_shapes_are_those_of_their_fakes(
@@ -144,6 +181,11 @@ def test_compiled_and_under_autocast_on_a_gpu() -> None:
     out, _ = torch.compile(layer, fullgraph=True)(x, truncation=(2, 3))
     out.sum().backward()
     close(out, layer(x)[0], TF32)
-    for dtype in (torch.float16, torch.bfloat16):
+    kept = torch.bfloat16 if _bridge.has_bfloat16(x) else torch.float32
+    for dtype, wanted in ((torch.float16, torch.float32), (torch.bfloat16, kept)):
+        layer.zero_grad()
         with torch.autocast("cuda", dtype):
-            assert layer(x.to(dtype))[0].dtype == torch.float32
+            found = layer(x.to(dtype))[0]
+        assert found.dtype == wanted
+        found.float().sum().backward()
+        assert {getattr(p.grad, "dtype", None) for p in layer.parameters()} == {torch.float32}

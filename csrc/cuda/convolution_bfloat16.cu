@@ -6,6 +6,7 @@ namespace cuda {
 
 template void convolution_forward(const ConvolutionForward<Bfloat16>&, const Call&);
 template void convolution_backward(const ConvolutionBackward<Bfloat16>&, const Call&);
+template class PackedConvolution<Bfloat16>;
 
 }  // namespace cuda
 }  // namespace tbptt

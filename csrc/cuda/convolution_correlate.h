@@ -14,6 +14,7 @@ template <class T>
 struct Correlation {
     Images source_images, target_images;
     int batch, groups, depth, columns;  // of a group: channels of the source, and of the target
+    const int* live;                    // of the batch, how many images from the first one on there are; null: all
     int w_depths;                       // channels of the source that w knows; behind them the source has zeros
     int phases_down, phases_across;
     Direction down[most_phases_down], across[most_phases_across];
@@ -41,7 +42,7 @@ struct Correlation {
 
 template <class T>
 TBPTT_DEVICE int rows_of(const Correlation<T>& p, const Direction& down, const Direction& across) {
-    return p.batch * down.pixels * across.pixels;
+    return (p.live ? *p.live : p.batch) * down.pixels * across.pixels;
 }
 
 // factors [group][column][depth] (along) or [group][depth][column], zeros behind the last of each line.
@@ -77,14 +78,14 @@ class CorrelationTarget {
     using Sum = Real<T>;
 
    public:
-    TBPTT_DEVICE CorrelationTarget(const Correlation<T>& p, const Direction& down, const Direction& across, int group,
-                                   int first_row, int first_column)
+    TBPTT_DEVICE CorrelationTarget(const Correlation<T>& p, const Direction& down, const Direction& across, int rows,
+                                   int group, int first_row, int first_column)
         : p_(p),
           down_(down),
           across_(across),
           first_row_(first_row),
           first_column_(first_column),
-          rows_(rows_of(p, down, across)),
+          rows_(rows),
           channels_(blockIdx.z * p.part_size +
                     (std::int64_t{group} * p.columns + first_column) * p.target_images.channel),
           bias_(p.bias ? p.bias + std::int64_t{group} * p.columns : nullptr) {}
@@ -190,7 +191,7 @@ __global__ void __launch_bounds__(Tile::threads, 2) correlate(const Correlation<
     Right right(p.factors + p.factors_of[phase] + group * p.factors_group[phase] +
                     first_column * (Tile::along ? stride : 1) + first_depth * (Tile::along ? 1 : stride),
                 stride, p.columns - first_column, depth - first_depth);
-    CorrelationTarget<T> target(p, down, across, group, first_row, first_column);
+    CorrelationTarget<T> target(p, down, across, rows, group, first_row, first_column);
     __syncthreads();
     if constexpr (is_launched<Tile>) multiply_tile<Tile, Exact>(left, right, chunks, memory, target);
 }
@@ -268,23 +269,32 @@ void choose_tile(const Correlation<Bfloat16>& p, const Call& call) {
                              : run_correlation<Small, true, Groups>(p, call.stream);
 }
 
-// Lays out the factors: w itself where it is such a matrix, else a copy in `packed`.
+// Whether the phases of p are one that is all of the target.
+template <class T>
+bool is_whole(const Correlation<T>& p) {
+    return p.phases_down == 1 && p.phases_across == 1 && p.target_step_y == 1 && p.target_step_x == 1 &&
+           p.down[0].pixels == p.target_images.height && p.across[0].pixels == p.target_images.width;
+}
+
+// The factors of some phases, for as many launches of them as there are: w itself where it is such a matrix, else a copy.
 template <class T>
 class Factors {
    public:
-    Factors(Correlation<T>& p, bool along, Stream stream) : copy_(size(p, along), stream) {
+    // Lays them out and enters them into p.
+    Factors(Correlation<T>& p, Stream stream) : copy_(size(p), stream) {
         p.factors = copy_ ? static_cast<const T*>(copy_) : p.w;
         if (!copy_ || count_ == 0) return;
         Grid grid = grid_for(longest_);
         grid.y = static_cast<unsigned>(p.phases_down * p.phases_across);
-        launch(along ? pack_factors<T, true> : pack_factors<T, false>, grid, stream, p);
+        launch(p.last ? pack_factors<T, true> : pack_factors<T, false>, grid, stream, p);
     }
 
    private:
-    std::int64_t size(Correlation<T>& p, bool along) {
+    std::int64_t size(Correlation<T>& p) {
         constexpr std::int64_t group = Group<T>::size;
-        const bool one =
-            p.whole && p.w_column * p.w_depth != 0 && p.down[0].taps * p.across[0].taps == 1 && p.w_depths == p.depth;
+        const bool along = p.last;
+        const bool one = is_whole(p) && p.w_column * p.w_depth != 0 && p.down[0].taps * p.across[0].taps == 1 &&
+                         p.w_depths == p.depth;
         const std::int64_t inner = along ? p.w_depth : p.w_column, outer = along ? p.w_column : p.w_depth;
         if (one && inner == 1 && outer % group == 0 && p.w_group % group == 0 && in_groups(p.w) &&
             (along ? p.depth : p.columns) % group == 0) {
@@ -311,16 +321,13 @@ class Factors {
     Scratch<T> copy_;
 };
 
-// Everything but the phases and the factors is set.
+// The factors are laid out.
 template <class T>
-void correlate_phases(Correlation<T>& p, const Call& call) {
+void correlate_packed(Correlation<T>& p, const Call& call) {
     constexpr int group = Group<T>::size;
-    if (most_rows(p) == 0 || p.columns == 0) return;
     const Direction &down = p.down[0], &across = p.across[0];
     const std::int64_t plane = std::int64_t{down.pixels} * across.pixels;
-    p.whole = p.phases_down == 1 && p.phases_across == 1 && p.target_step_y == 1 && p.target_step_x == 1 &&
-              down.pixels == p.target_images.height && across.pixels == p.target_images.width;
-    const Factors<T> factors(p, p.last, call.stream);
+    p.whole = is_whole(p);
     if (p.last) {
         p.runs = p.columns % 2 == 0 && in_groups(p.target.rounded);
         if constexpr (is_narrow<T>)  // as OrderedImages are
@@ -337,6 +344,13 @@ void correlate_phases(Correlation<T>& p, const Call& call) {
         same&& plane % group == 0 && in_groups(p.source) ? choose_tile<false, true>(p, call)
                                                          : choose_tile<false, false>(p, call);
     }
+}
+
+template <class T>
+void correlate_phases(Correlation<T>& p, const Call& call) {
+    if (most_rows(p) == 0 || p.columns == 0) return;
+    const Factors<T> factors(p, call.stream);
+    correlate_packed(p, call);
 }
 
 // Into how many parts the depth is cut: small tiles, four on each multiprocessor of a large chip, none of them short.

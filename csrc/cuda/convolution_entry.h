@@ -5,7 +5,7 @@
 
 #include "api.h"
 #include "convolution_bias.h"
-#include "convolution_correlate.h"
+#include "convolution_packed.h"
 #include "convolution_weights.h"
 #include "depthwise.h"
 
@@ -31,9 +31,13 @@ void set_forward(const ConvolutionShape& s, Sum& p) {
     p.across[0] = forward_direction(s.out_width, s.kernel_width, s.dilation_x, s.pad_left);
 }
 
-// Calls run() with phases of the transpose, as many at a time as one launch takes.
+// Calls run() with the phases, those of a transpose as many at a time as one launch takes.
 template <class Sum, class Run>
 void for_phases(const ConvolutionShape& s, Sum& p, Run run) {
+    if (!s.transposed) {
+        set_forward(s, p);
+        return run();
+    }
     const std::int64_t all_down = std::min(s.height, s.stride_y), all_across = std::min(s.width, s.stride_x);
     p.step_y = p.step_x = 1;
     p.target_step_y = step_of(s.height > s.stride_y ? 2 : 1, s.stride_y);
@@ -69,57 +73,92 @@ void depthwise(const ConvolutionForward<T>& f, const Call& call) {
     p.w = f.w;
     p.bias = f.b;
     p.target = {f.y, nullptr};
-    run_and_activate<T>(p, s.batch * p.target_images.image, call.stream, [&] {
-        if (s.transposed) return for_phases(s, p, [&] { depthwise_phases(p, call.stream); });
-        set_forward(s, p);
-        depthwise_phases(p, call.stream);
-    });
+    run_and_activate<T>(p, s.batch * p.target_images.image, call.stream,
+                        [&] { for_phases(s, p, [&] { depthwise_phases(p, call.stream); }); });
+}
+
+// What weights and sizes tell a correlation, whose source has `depth` channels of a group: neither phases nor images.
+template <class T>
+Correlation<T> correlation_of(const ConvolutionShape& s, const T* w, const T* b, int depth, bool last) {
+    const std::int64_t kernel = s.kernel_height * s.kernel_width, inputs = s.inputs / s.groups,
+                       outputs = s.outputs / s.groups;
+    const Images source = source_images(s), target = target_images(s);
+    Correlation<T> p{};
+    p.source_images = images_of(source.height, source.width, s.groups * depth, last);
+    p.target_images = images_of(target.height, target.width, target.channels, last);
+    p.groups = to_index(s.groups);
+    p.depth = depth;
+    p.w_depths = to_index(s.transposed ? outputs : inputs);
+    p.columns = to_index(s.transposed ? inputs : outputs);
+    p.kernel_width = to_index(s.kernel_width);
+    p.by_depth = divide_by(depth);
+    p.last = last;
+    p.w = w;
+    p.w_group = outputs * inputs * kernel;
+    p.w_column = s.transposed ? kernel : inputs * kernel;
+    p.w_depth = s.transposed ? inputs * kernel : kernel;
+    p.bias = b;
+    to_index(kernel * depth);  // which may have zeros behind what check_sizes knew
+    return p;
+}
+
+// Sets how many images there are, and for them the parts. There are pixels.
+template <class T>
+void set_batch(const ConvolutionShape& s, std::int64_t batch, Correlation<T>& p) {
+    p.batch = to_index(batch);
+    if (!s.transposed) {
+        p.parts = parts_of(p, 1, batch * s.out_height * s.out_width, s.kernel_height * s.kernel_width);
+        return;
+    }
+    // phases that meet taps, as if all had the same size
+    const std::int64_t down = std::min(s.height, s.stride_y), across = std::min(s.width, s.stride_x);
+    p.parts = parts_of(p, std::min(down, s.kernel_height) * std::min(across, s.kernel_width),
+                       batch * divide_up(s.height, down) * divide_up(s.width, across),
+                       divide_up(s.kernel_height, s.stride_y) * divide_up(s.kernel_width, s.stride_x));
 }
 
 // `source` is f.x in order. In another order than f.y's the results are turned round behind.
 template <class T>
 void correlation(const ConvolutionForward<T>& f, const OrderedImages<T>& source, const Call& call) {
     const ConvolutionShape& s = f.shape;
-    const std::int64_t kernel = s.kernel_height * s.kernel_width, inputs = s.inputs / s.groups,
-                       outputs = s.outputs / s.groups;
     const Images results = target_images(s);
     const bool turned = source.last && !s.channels_last && !has_one_order(results);
     const Scratch<T> together(turned ? s.batch * results.image : 0, call.stream);
-    Correlation<T> p{};
-    p.source_images = source.images;
-    p.target_images = images_of(results.height, results.width, results.channels, source.last);
-    p.batch = to_index(s.batch);
-    p.groups = to_index(s.groups);
-    p.depth = source.depth;
-    p.w_depths = to_index(s.transposed ? outputs : inputs);
-    p.columns = to_index(s.transposed ? inputs : outputs);
-    p.kernel_width = to_index(s.kernel_width);
-    p.by_depth = divide_by(p.depth);
-    p.last = source.last;
+    Correlation<T> p = correlation_of(s, f.w, f.b, source.depth, source.last);
     p.activation = f.activation;
     p.source = source.data;
-    p.w = f.w;
-    p.w_group = outputs * inputs * kernel;
-    p.w_column = s.transposed ? kernel : inputs * kernel;
-    p.w_depth = s.transposed ? inputs * kernel : kernel;
-    p.bias = f.b;
     p.target = {turned ? together : f.y, nullptr};
-    to_index(kernel * p.depth);  // which may have zeros behind what check_sizes knew
-    if (!s.transposed) {
-        p.parts = parts_of(p, 1, s.batch * s.out_height * s.out_width, kernel);
-        set_forward(s, p);
-        run_in_parts<T>(p, s.batch, call.stream, [&] { correlate_phases(p, call); });
-    } else {
-        // phases that meet taps, as if all had the same size
-        const std::int64_t down = std::min(s.height, s.stride_y), across = std::min(s.width, s.stride_x);
-        if (down * across == 0) return;
-        p.parts = parts_of(p, std::min(down, s.kernel_height) * std::min(across, s.kernel_width),
-                           s.batch * divide_up(s.height, down) * divide_up(s.width, across),
-                           divide_up(s.kernel_height, s.stride_y) * divide_up(s.kernel_width, s.stride_x));
-        run_in_parts<T>(p, s.batch, call.stream, [&] { for_phases(s, p, [&] { correlate_phases(p, call); }); });
-    }
+    if (s.transposed && s.height * s.width == 0) return;
+    set_batch(s, s.batch, p);
+    run_in_parts<T>(p, s.batch, call.stream, [&] { for_phases(s, p, [&] { correlate_phases(p, call); }); });
     if constexpr (is_narrow<T>)
-        if (together) turn<T, false>(s.batch, results, 1, results.channels, together, f.y, call.stream);
+        if (together) turn_images<T, false>(s.batch, results, together, f.y, call.stream);
+}
+
+template <class T>
+PackedConvolution<T>::PackedConvolution(const ConvolutionShape& shape, const T* w, const T* b, const Call& call)
+    : shape_(shape), call_(call), p_(correlate(shape, w, b)), factors_(p_, call.stream) {}
+
+template <class T>
+Correlation<T> PackedConvolution<T>::correlate(const ConvolutionShape& s, const T* w, const T* b) {
+    check_sizes(s);
+    Correlation<T> p = correlation_of(s, w, b, ordered_depth<T>(s.transposed ? s.outputs : s.inputs), true);
+    for_phases(s, p, [] {});  // there is one
+    return p;
+}
+
+template <class T>
+void PackedConvolution<T>::run(std::int64_t images, const int* live, const T* x, Real<T>* y) const {
+    ConvolutionShape s = shape_;
+    s.batch = images;
+    check_sizes(s);
+    const OrderedImages<T> source(x, images, 1, source_images(s), true, call_.stream);
+    Correlation<T> p = p_;
+    p.source = source.data;
+    p.target.take_sums(y);
+    p.live = live;
+    set_batch(s, images, p);
+    run_in_parts<T>(p, images, call_.stream, [&] { correlate_packed(p, call_); });
 }
 
 template <class T>

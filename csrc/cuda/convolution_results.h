@@ -53,23 +53,25 @@ void run_and_activate(Sum& p, std::int64_t count, Stream stream, const Run& run)
 // The results, [batch, plane, channels] or [batch, channels, plane], from the sums of all parts.
 template <class T>
 struct AddedParts {
-    int count, parts;
+    int count, parts, image;        // image: values of one
+    const int* live;                // how many images there are, or null: all
     Divisor by_plane, by_channels;  // by_plane: 1 with channels last
     Activation activation;
     const Real<T>* from;  // [parts, count]
     const T* bias;        // or null
-    T* to;
+    Results<T> to;
 };
 
 template <class T>
 __global__ void add_result_parts(const AddedParts<T> p) {
-    for (std::int64_t i = global_index(); i < p.count; i += global_count()) {
+    const std::int64_t count = p.live ? std::int64_t{*p.live} * p.image : p.count;
+    for (std::int64_t i = global_index(); i < count; i += global_count()) {
         const int plane = p.by_plane.quotient(static_cast<int>(i));
         Real<T> sum = 0;
         if (p.bias) sum = p.bias[p.by_channels.remainder(plane, p.by_channels.quotient(plane))];
 #pragma unroll 4
         for (int part = 0; part < p.parts; ++part) sum += p.from[std::int64_t{part} * p.count + i];
-        p.to[i] = T(activate(p.activation, sum));
+        p.to.store(i, Group<Real<T>, 1>{{activate(p.activation, sum)}});
     }
 }
 
@@ -80,12 +82,14 @@ void run_in_parts(Sum& p, std::int64_t batch, Stream stream, const Run& run) {
     if (p.parts == 1) return run_and_activate<T>(p, batch * images.image, stream, run);
     AddedParts<T> sum{to_index(batch * images.image),
                       p.parts,
+                      static_cast<int>(images.image),
+                      p.live,
                       divide_by(p.last ? 1 : std::int64_t{images.height} * images.width),
                       divide_by(images.channels),
                       p.activation,
                       nullptr,
                       p.bias,
-                      p.target.rounded};
+                      p.target};
     const Scratch<Real<T>> parts(std::int64_t{p.parts} * sum.count, stream);
     sum.from = parts;
     p.target.take_sums(parts);

@@ -3,7 +3,7 @@
 // parts are added in their order.
 #pragma once
 
-#include "ordered_images.h"
+#include "image_order.h"
 
 namespace tbptt {
 namespace cuda {

@@ -1,4 +1,4 @@
-// The recurrent layers on images.
+// The recurrent layers on images, in every type: their products are the convolutions' units.
 #include "convrecurrent_backward.h"
 #include "convrecurrent_forward.h"
 
@@ -17,8 +17,10 @@ void convrecurrent_backward(const ConvRecurrentBackward<T>& p, Truncation trunca
 
 template void convrecurrent_forward(const ConvRecurrentForward<float>&, const Call&);
 template void convrecurrent_forward(const ConvRecurrentForward<double>&, const Call&);
+template void convrecurrent_forward(const ConvRecurrentForward<Bfloat16>&, const Call&);
 template void convrecurrent_backward(const ConvRecurrentBackward<float>&, Truncation, const Call&);
 template void convrecurrent_backward(const ConvRecurrentBackward<double>&, Truncation, const Call&);
+template void convrecurrent_backward(const ConvRecurrentBackward<Bfloat16>&, Truncation, const Call&);
 
 }  // namespace cuda
 }  // namespace tbptt

@@ -14,9 +14,10 @@ class ConvForwardPass {
           shape_(p.layer.shape),
           cell_(shape_of(shape_.cell)),
           call_(call),
-          gates_(p.layer, call),
+          operands_(p.layer, call),
+          gates_(operands_, call),
           turns_(!same_order(shape_, shape_.hidden)),
-          state_(gates_.step()),
+          state_(operands_.step),
           maps_(p.tape.maps ? 0 : gates_.run() * state_ * cell_.gates, call.stream),
           states_(turns_ ? (gates_.run() + 1) * state_ : 0, call.stream),
           c_n_(shape_, shape_.batch, shape_.hidden, p.c_n, call.stream) {}
@@ -33,10 +34,10 @@ class ConvForwardPass {
                 to.h = h_of(t, first);
                 if (cell_.has_c) to.c = c_of(t);
                 if (cell_.candidate_apart && to.keeps) to.candidate = p_.tape.beside + t * state_;
-                gates_.apply(t, t > 0 ? h_of(t - 1, first) : gates_.h0(),
+                gates_.apply(t, t > 0 ? h_of(t - 1, first) : operands_.h0,
                              !cell_.has_c ? nullptr
                              : t > 0      ? c_of(t - 1)
-                                          : gates_.c0(),
+                                          : operands_.c0,
                              to);
             }
             if (turns_) write_planes(first, count);
@@ -57,9 +58,8 @@ class ConvForwardPass {
 
     // The states of a run; the last one goes before those of the next run.
     void write_planes(std::int64_t first, std::int64_t count) const {
-        const ImageRows& rows = gates_.rows();
-        turn_images<T>(count * shape_.batch, rows.pixels, rows.hidden, states_ + state_, p_.out + first * state_, false,
-                       call_.stream);
+        turn_images<T, false>(count * shape_.batch, images_of(shape_.height, shape_.width, shape_.hidden, true),
+                              states_ + state_, p_.out + first * state_, call_.stream);
         copy_bytes(states_, states_ + count * state_, static_cast<std::size_t>(state_) * sizeof(T), call_.stream);
     }
 
@@ -67,6 +67,7 @@ class ConvForwardPass {
     const ConvRecurrentShape& shape_;
     const CellShape cell_;
     const Call& call_;
+    const ConvOperands<T> operands_;
     const ConvGates<T> gates_;
     const bool turns_;  // the output is in planes
     const std::int64_t state_;

@@ -3,7 +3,7 @@
 
 #include "column_sums.h"
 #include "convrecurrent.h"
-#include "states_before.h"
+#include "recurrent_backward.h"
 
 namespace tbptt {
 namespace cuda {
@@ -15,7 +15,7 @@ struct PeepholeSums {
     std::int64_t places, part;    // T·B; of one part
     const T *dgates, *c, *c0;     // [T·B, pixels, 4H], [T·B, pixels, H], [B, pixels, H] or null
     const std::uint8_t* is_init;  // [T·B] or null
-    T* parts;                     // out = [parts, 3, pixels, H]
+    Real<T>* parts;               // out = [parts, 3, pixels, H]
 };
 
 template <class T>
@@ -24,7 +24,7 @@ __global__ void __launch_bounds__(256, 2) sum_peepholes(const PeepholeSums<T> p)
     const std::int64_t first = blockIdx.y * p.part, end = p.places - first < p.part ? p.places : first + p.part;
     for (int i = static_cast<int>(global_index()); i < values; i += static_cast<int>(global_count())) {
         const int pixel = i / hidden, unit = i - pixel * hidden;
-        T sums[3] = {};
+        Real<T> sums[3] = {};
         for (std::int64_t place = first; place < end; ++place) {
             const T* dgates = p.dgates + (place * p.rows.pixels + pixel) * (4 * hidden) + unit;
             const bool reset = p.is_init && p.is_init[place] != 0;
@@ -33,10 +33,10 @@ __global__ void __launch_bounds__(256, 2) sum_peepholes(const PeepholeSums<T> p)
                               : p.c0           ? p.c0 + place * values
                                                : nullptr;
             if (before) {
-                sums[0] += dgates[0] * before[i];
-                sums[1] += dgates[hidden] * before[i];
+                sums[0] += Real<T>(dgates[0]) * before[i];
+                sums[1] += Real<T>(dgates[hidden]) * before[i];
             }
-            sums[2] += dgates[3 * hidden] * p.c[place * values + i];
+            sums[2] += Real<T>(dgates[3 * hidden]) * p.c[place * values + i];
         }
 #pragma unroll
         for (int g = 0; g < 3; ++g) p.parts[(std::int64_t{blockIdx.y} * 3 + g) * values + i] = sums[g];
@@ -118,31 +118,35 @@ class ConvGradients {
         parts = parts < most ? parts : most;
         const std::int64_t part = divide_up(places_, parts < places_ ? parts : places_);
         parts = divide_up(places_, part);
-        const Scratch<T> sums(parts * 3 * image, call_.stream);
+        const Scratch<Real<T>> added(parts * 3 * image, call_.stream);
         const PeepholeSums<T> p{rows_,       places_,          part, history_.dgates, p_.tape.beside,
-                                history_.c0, p_.layer.is_init, sums};
+                                history_.c0, p_.layer.is_init, added};
         Grid grid = grid_for(image);
         grid.y = static_cast<unsigned>(parts);
         launch(&sum_peepholes<T>, grid, call_.stream, p);
         if (!p_.layer.peephole_maps) {
-            for (int g = 0; g < 3; ++g) by_channel(sums, parts, g);
-            return;
+            const Sums<T> sums(p_.grad_peephole, 3 * shape_.hidden, call_);
+            for (int g = 0; g < 3; ++g) by_channel(added + g * image, parts, sums.values() + g * shape_.hidden);
+            return sums.finish();
         }
         const WrittenChannelsLast<T> maps(shape_, 3, shape_.hidden, p_.grad_peephole, call_.stream);
-        add(sums, parts, 3 * image, 3 * image, maps.data());
+        const Sums<T> sums(maps.data(), 3 * image, call_);
+        add(added, parts, 3 * image, 3 * image, sums.values());
+        sums.finish();
         maps.finish();
     }
 
-    void by_channel(const T* sums, std::int64_t parts, int gate) const {
+    // One gate's, of parts [parts, 3, pixels, H].
+    void by_channel(const Real<T>* added, std::int64_t parts, Real<T>* to) const {
         const std::int64_t image = rows_.image();
-        const Scratch<T> pixels(image, call_.stream);
-        add(sums + gate * image, parts, image, 3 * image, pixels);
-        add(pixels, rows_.pixels, shape_.hidden, shape_.hidden, p_.grad_peephole + gate * shape_.hidden);
+        const Scratch<Real<T>> pixels(image, call_.stream);
+        add(added, parts, image, 3 * image, pixels);
+        add(pixels, rows_.pixels, shape_.hidden, shape_.hidden, to);
     }
 
     // to [columns]: the sums over rows of `stride`.
-    void add(const T* matrix, std::int64_t rows, std::int64_t columns, std::int64_t stride, T* to) const {
-        ColumnSums<T> p{};
+    void add(const Real<T>* matrix, std::int64_t rows, std::int64_t columns, std::int64_t stride, Real<T>* to) const {
+        ColumnSums<Real<T>> p{};
         p.rows = rows;
         p.columns = columns;
         p.matrix = matrix;

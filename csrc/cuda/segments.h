@@ -8,7 +8,7 @@
 namespace tbptt {
 namespace cuda {
 
-// What rows the walk has. Where no mask cuts and windows do not overlap, they follow from the row's number alone.
+// What rows the walk has. Where nothing parts windows and they do not overlap, they follow from the row's number alone.
 struct Rows {
     const Segment* segments;  // or null
     const int* live_at;       // [steps + 2], how many segments go on to that lag
@@ -42,6 +42,7 @@ struct SegmentRules {
     bool backward;
     const std::uint8_t* is_init;  // [T, B] or null
     const T* carry_scale;         // [T, B] or null; backward
+    bool whole = false;           // a cut between the losses of a window does not part it; backward
 
     // Whether nothing passes between step t and the step before.
     TBPTT_DEVICE bool cut(int t, int b) const {
@@ -60,9 +61,9 @@ struct SegmentRules {
             return s;
         }
         const int losses = t / k1 * k1, end = losses + k1 < steps ? losses + k1 : steps;
-        if (t != end - 1 && !cut(t + 1, b)) return s;
+        if (t != end - 1 && (whole || !cut(t + 1, b))) return s;
         const int reach = losses + k1 > k2 ? losses + k1 - k2 : 0;
-        int first = t;
+        int first = whole ? losses : t;
         while (first > reach && !cut(first, b)) --first;
         s.length = t - first + 1 + (first == 0 && !cut(0, b));
         s.inject_from = losses;
@@ -122,8 +123,8 @@ template <class T>
 class FoundRows {
    public:
     FoundRows(const SegmentRules<T>& rules, const Call& call)
-        : analytic_(!rules.is_init && (!rules.backward || (!rules.carry_scale && rules.k1 == rules.k2))),
-          masks_(rules.is_init || (rules.backward && rules.carry_scale)),
+        : masks_(!rules.whole && (rules.is_init || (rules.backward && rules.carry_scale))),
+          analytic_(!masks_ && (!rules.backward || rules.k1 == rules.k2)),
           places_(std::int64_t{rules.steps} * rules.batch),
           expected_(divide_up(rules.steps, rules.backward ? rules.k1 : rules.steps) * rules.batch),
           most_(masks_ ? places_ : expected_),
@@ -152,7 +153,8 @@ class FoundRows {
     std::int64_t expected() const { return expected_; }
 
    private:
-    const bool analytic_, masks_;
+    const bool masks_;     // cuts make rows of their own
+    const bool analytic_;  // but for a cut before the first step, behind which nothing comes
     const std::int64_t places_, expected_, most_;
     Scratch<Segment> segments_;
     Scratch<unsigned> numbers_;

@@ -41,7 +41,7 @@ auto read_layer(const char* op, Cell cell, const Place& place, const Given& give
     DeviceArrays arrays(place);
     const View x = arrays.read(given.x, {op, "x"}), w_ih = arrays.read(given.w_ih, {op, "w_ih"}),
                w_hh = arrays.read(given.w_hh, {op, "w_hh"});
-    const DType dtype = float_dtype(x, {op, "x"});
+    const DType dtype = float_or_bfloat16(x, {op, "x"});
     const ConvRecurrentShape shape =
         read_conv_shape(cell, shape_of(x), shape_of(w_ih), shape_of(w_hh), given.options, op);
     const int device = x.device >= 0 ? x.device : w_hh.device;  // an empty batch may be nowhere
@@ -49,7 +49,7 @@ auto read_layer(const char* op, Cell cell, const Place& place, const Given& give
     const cuda::OnDevice here(device);
     const GivenConvLayer<View> layer{x,          w_ih,       w_hh,           unpack_state(given.hx, cell, {op, "hx"}),
                                      given.b_ih, given.b_hh, given.peephole, given.is_init};
-    return with_dtype(dtype, [&](auto zero) {
+    return with_device_dtype(dtype, [&](auto zero) {
         ConvTape tape = read_conv_layer<decltype(zero)>(arrays, shape, layer, recompute, op);
         // a plain cell's h is the output
         tape.values = kept_values(cell, !recompute && gates(cell) > 1);
@@ -92,7 +92,7 @@ py::tuple convrecurrent_backward(py::handle place_given, py::handle precision, p
     DeviceArrays arrays(place);
     arrays.stay_on(tape.device);
     const cuda::OnDevice here(tape.device);
-    return with_dtype(tape.dtype, [&](auto zero) {
+    return with_device_dtype(tape.dtype, [&](auto zero) {
         using T = decltype(zero);
         return with_limits(op, [&] {
             return run_conv_backward<T>(

@@ -142,11 +142,11 @@ def convlstm_backward(
     return _backward("lstm", tape, grad_out, grad_hx, *options)
 
 
-_MORE = """`tbptt_fast.{name}` on arrays of float32 or float64 in a device's memory.
+_MORE = """`tbptt_fast.{name}` on arrays in a device's memory.
 
     Args:
         precision, stream: see `tbptt_fast.cuda`. All other arguments, shapes and gradients are
-            those of `tbptt_fast.{name}`.{options}
+            those of `tbptt_fast.{name}`, of dtype float32, float64 or bfloat16.{options}
 
     Returns:
         What `tbptt_fast.{name}` returns, as arrays of {library} library. The work may

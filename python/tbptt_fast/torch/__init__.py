@@ -7,8 +7,8 @@ them into a model that exists. Everything runs eagerly, under `torch.compile(ful
 `torch.export`, on CPU tensors of float32 or float64; under autocast in float32. Tensors are shared
 with the kernels, not copied. Threads are those of `tbptt_fast.set_num_threads`. These layers and
 their functions run on "cuda", too, where `tbptt_fast.cuda.is_available()`; there float32 follows
-PyTorch's own setting of TF32 for recurrent layers and for convolutions, and both take bfloat16,
-under autocast to it, too (from compute capability 8.0 on).
+PyTorch's own setting of TF32 for recurrent layers and for convolutions, and all of them take
+bfloat16, under autocast to it, too (from compute capability 8.0 on).
 """
 
 try:

@@ -4,7 +4,8 @@ As in `recurrent_ops`: operators `tbptt_fast::convlstm` and so on with their gra
 kernels behind an `autograd.Function` for plain eager calls. The output serves the backward pass as
 history, so it is saved beside the tape. On a GPU float32 is computed in TF32 where PyTorch's own
 convolutions would (`torch.backends.cudnn.allow_tf32`, or
-`torch.backends.cudnn.conv.fp32_precision`).
+`torch.backends.cudnn.conv.fp32_precision`). bfloat16 has kernels on GPUs from compute capability
+8.0 on, where autocast to it uses them.
 """
 
 from __future__ import annotations
@@ -55,7 +56,6 @@ class _ConvLayer(Layer):
 
     forward_schema, backward_schema = _FORWARD, _BACKWARD
     options = 7
-    in_bfloat16 = False
 
     def __init__(self, cell: Cell) -> None:
         super().__init__(cell)
@@ -265,7 +265,8 @@ def convrnn(
 
     Args:
         x: [T, B, C, Y, X], float32 or float64 on the CPU, or on a GPU where `tbptt_fast.cuda`
-            runs; with layout "NHWC" [T, B, Y, X, C]. All tensors are on one device.
+            runs, which takes bfloat16, too; with layout "NHWC" [T, B, Y, X, C]. All tensors are on
+            one device.
         hx: [B, H, Y, X] or None (zeros).
         w_ih, w_hh, b_ih, b_hh: [H, C, ky, kx], [H, H, ky, kx], [H] or None.
         nonlinearity: "tanh" or "relu".

@@ -61,7 +61,6 @@ class Layer:
 
     forward_schema, backward_schema = _FORWARD, _BACKWARD
     options = 4  # arguments of the forward pass behind those that have gradients
-    in_bfloat16 = True  # on GPUs
 
     def __init__(self, cell: Cell) -> None:
         self.cell = cell
@@ -114,7 +113,7 @@ class Layer:
 
     def autocast_forward(self, x: Tensor, *rest: Any) -> torch.dtype:
         """bfloat16 if autocast asks for it and it has kernels, else float32."""
-        return autocast_dtype(x) if self.in_bfloat16 else torch.float32
+        return autocast_dtype(x)
 
     def autocast_backward(self, grad_out: Tensor | None, *rest: Any) -> torch.dtype:
         """As the forward pass was: a tape cannot be cast."""

@@ -30,16 +30,22 @@ from .convrecurrent_cases import (
     make_problem,
     run,
 )
-from .cuda_cases import CudaDevice, Device, EmulatedDevice, mapped, unaligned
+from .cuda_cases import (
+    ROUNDING,
+    CudaDevice,
+    Device,
+    EmulatedDevice,
+    mapped,
+    unaligned,
+    widened,
+)
 from .test_boundary import message
 from .test_cuda_bfloat16 import (
     BFLOAT16,
-    ROUNDING,
     assert_equal,
     compare,
     rounded,
     wide_masks,
-    widened,
 )
 from .test_cuda_convrecurrent import LONG, as_nchw, contiguous, some_masks
 

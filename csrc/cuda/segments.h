@@ -123,7 +123,8 @@ template <class T>
 class FoundRows {
    public:
     FoundRows(const SegmentRules<T>& rules, const Call& call)
-        : masks_(!rules.whole && (rules.is_init || (rules.backward && rules.carry_scale))),
+        : masks_(!rules.whole &&
+                 ((rules.is_init && (rules.backward || rules.steps > 1)) || (rules.backward && rules.carry_scale))),
           analytic_(!masks_ && (!rules.backward || rules.k1 == rules.k2)),
           places_(std::int64_t{rules.steps} * rules.batch),
           expected_(divide_up(rules.steps, rules.backward ? rules.k1 : rules.steps) * rules.batch),
@@ -153,7 +154,7 @@ class FoundRows {
     std::int64_t expected() const { return expected_; }
 
    private:
-    const bool masks_;     // cuts make rows of their own
+    const bool masks_;     // cuts make rows of their own; a single step forward has none
     const bool analytic_;  // but for a cut before the first step, behind which nothing comes
     const std::int64_t places_, expected_, most_;
     Scratch<Segment> segments_;

@@ -12,7 +12,7 @@
 #include "api.h"
 #include "convolution_packed.h"
 #include "image_order.h"
-#include "recurrent.h"
+#include "rounding.h"
 
 namespace tbptt {
 namespace cuda {

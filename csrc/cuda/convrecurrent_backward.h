@@ -9,7 +9,7 @@
 #pragma once
 
 #include "convrecurrent_gradients.h"
-#include "recurrent_backward.h"
+#include "rounding.h"
 #include "segments.h"
 
 namespace tbptt {

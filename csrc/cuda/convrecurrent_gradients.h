@@ -3,7 +3,8 @@
 
 #include "column_sums.h"
 #include "convrecurrent.h"
-#include "recurrent_backward.h"
+#include "rounding.h"
+#include "states_before.h"
 
 namespace tbptt {
 namespace cuda {

@@ -8,6 +8,7 @@
 #include <type_traits>
 
 #include "../cells/cell.h"
+#include "rounding.h"
 #include "scalar_math.h"
 #include "segments.h"
 #include "tensor_cores.h"
@@ -381,21 +382,6 @@ class TileWork {
     T* const weights_;
     Sum* const parts_;
 };
-
-// What the tape keeps of a value that a cell saves. Of a sigmoid above a half bfloat16 keeps the distance from one, with the
-// sign set: there its own numbers are 1/256 apart, and a gate that forgets a thousandth in each step would forget nothing.
-template <class T>
-TBPTT_DEVICE T to_tape(Real<T> value, bool sigmoid) {
-    if constexpr (is_narrow<T>)
-        if (sigmoid && value > 0.5f) return T(-(1.0f - value));
-    return T(value);
-}
-template <class T>
-TBPTT_DEVICE Real<T> from_tape(T kept, bool sigmoid) {
-    if constexpr (is_narrow<T>)
-        if (sigmoid && (kept.bits & 0x8000u) != 0) return 1.0f + kept;
-    return kept;
-}
 
 }  // namespace cuda
 }  // namespace tbptt

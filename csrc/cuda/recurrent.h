@@ -129,40 +129,62 @@ struct BlockWeights {
     }
 };
 
+// Weights that are resident, where nothing has to be asked for each access.
+template <class T>
+struct ResidentWeights {
+    const T* data;
+    std::int64_t stride;
+
+    template <int Units>
+    TBPTT_DEVICE Four<T> load(int gate, int unit, std::int64_t k) const {
+        return load_aligned(data + (gate * Units + unit) * stride + k);
+    }
+};
+
 // One warp's part of rows·weightsᵀ. The order of the depth is free: a lane takes four elements that lie side by side, which
-// makes its loads wide, and feeds them to the tiles as the columns of two strips of 8.
-template <class Shape, int Gates, bool Exact, class Source, class T>
-TBPTT_DEVICE void multiply_rows(const Source& source, const BlockWeights<T>& weights, std::int64_t depth,
+// makes its loads wide, and feeds them to the tiles as the columns of two strips of 8. Near: weights are resident and rows are
+// aligned. Then what a warp waits for are its rows, and those of several strips are on their way together.
+template <class T, class Shape, int Gates, bool Exact, bool Near, class Source, class Weights>
+TBPTT_DEVICE void multiply_rows(const Source& source, const Weights& weights, std::int64_t depth,
                                 Real<T> (&sums)[Shape::row_tiles][Gates * Shape::unit_tiles][4]) {
     using Element = Packed<T>;
     constexpr std::int64_t strip_values = 4 * Four<T>::values;
+    constexpr int together = !Near ? 1 : sizeof(T) == sizeof(double) ? 2 : 4;
     const int g = lane_index() / 4, t = lane_index() % 4, split = warp_index() % Shape::splits;
     const std::int64_t strips = (depth + strip_values - 1) / strip_values;
     const std::int64_t begin = strips * split / Shape::splits, end = strips * (split + 1) / Shape::splits;
-    for (std::int64_t strip = begin; strip < end; ++strip) {
-        const std::int64_t k = strip * strip_values + Four<T>::values * t;
-        Four<T> top[Shape::row_tiles], bottom[Shape::row_tiles];
+#pragma unroll 1
+    for (std::int64_t first = begin; first < end; first += together) {
+        Four<T> top[together][Shape::row_tiles], bottom[together][Shape::row_tiles];
+        const auto depth_of = [&](int s) { return (first + s) * strip_values + Four<T>::values * t; };
 #pragma unroll
-        for (int i = 0; i < Shape::row_tiles; ++i) {
-            top[i] = source.load(i, 0, k);
-            bottom[i] = source.load(i, 1, k);
-        }
+        for (int s = 0; s < together; ++s)
 #pragma unroll
-        for (int gate = 0; gate < Gates; ++gate)
+            for (int i = 0; i < Shape::row_tiles; ++i) {
+                const std::int64_t k = first + s < end ? depth_of(s) : depth;  // where there are zeros
+                top[s][i] = source.template load<Near>(i, 0, k);
+                bottom[s][i] = source.template load<Near>(i, 1, k);
+            }
 #pragma unroll
-            for (int unit = 0; unit < Shape::unit_tiles; ++unit) {
-                const Four<T> w = weights.template load<Shape::units>(gate, unit * tile_columns + g, k);
+        for (int s = 0; s < together; ++s) {
+            if (first + s >= end) break;
 #pragma unroll
-                for (int half = 0; half < 2; ++half) {
-                    const Element b[2] = {w.v[2 * half], w.v[2 * half + 1]};
+            for (int gate = 0; gate < Gates; ++gate)
 #pragma unroll
-                    for (int i = 0; i < Shape::row_tiles; ++i) {
-                        const Element a[4] = {top[i].v[2 * half], bottom[i].v[2 * half], top[i].v[2 * half + 1],
-                                              bottom[i].v[2 * half + 1]};
-                        multiply_add<Exact>(sums[i][gate * Shape::unit_tiles + unit], a, b);
+                for (int unit = 0; unit < Shape::unit_tiles; ++unit) {
+                    const Four<T> w = weights.template load<Shape::units>(gate, unit * tile_columns + g, depth_of(s));
+#pragma unroll
+                    for (int half = 0; half < 2; ++half) {
+                        const Element b[2] = {w.v[2 * half], w.v[2 * half + 1]};
+#pragma unroll
+                        for (int i = 0; i < Shape::row_tiles; ++i) {
+                            const Element a[4] = {top[s][i].v[2 * half], bottom[s][i].v[2 * half],
+                                                  top[s][i].v[2 * half + 1], bottom[s][i].v[2 * half + 1]};
+                            multiply_add<Exact>(sums[i][gate * Shape::unit_tiles + unit], a, b);
+                        }
                     }
                 }
-            }
+        }
     }
 }
 
@@ -225,6 +247,9 @@ struct WalkTile {
 template <class T, class Shape>
 class RowsInMemory {
    public:
+    // Whether the walk is planned for resident weights and aligned rows alone.
+    static constexpr bool always_near = Shape::slices > 1;
+
     template <class Pass>
     TBPTT_DEVICE RowsInMemory(const WalkProduct<T>& p, const Pass& pass, const WalkTile& at) : aligned_(p.aligned) {
         const Slice<T, Shape::slices> slice(p.depth);
@@ -247,8 +272,11 @@ class RowsInMemory {
         return found;
     }
 
+    template <bool Near>
     TBPTT_DEVICE Four<T> load(int tile, int half, std::int64_t k) const {
-        return load_four(rows_[tile][half], k, depth_, aligned_);
+        const T* row = rows_[tile][half];
+        if constexpr (!Near) return load_four(row, k, depth_, aligned_);
+        return row && k < depth_ ? load_aligned_by_grid(row + k) : Four<T>{};
     }
 
    private:
@@ -350,13 +378,25 @@ class TileWork {
     TBPTT_DEVICE void multiply(const WalkTile& at, const Source& source,
                                Sum (&sums)[Shape::row_tiles][columns][4]) const {
         if (!any_lane(source.any())) return;
-        const BlockWeights<T> weights{p_.resident ? weights_ : nullptr,
-                                      p_.weights + at.first_unit * p_.depth,
-                                      depth_,
-                                      hidden_ * p_.depth,
-                                      hidden_ - at.first_unit,
-                                      p_.aligned};
-        multiply_rows<Shape, Gates, Exact>(source, weights, depth_, sums);
+        // Split values take the registers that rows on their way would need.
+        constexpr bool splits_values = Exact && is_single<T>, may_be_near = !splits_values,
+                       may_be_far = splits_values || !Source::always_near;
+        const bool near = may_be_near && (Source::always_near || (p_.resident && p_.aligned));
+        if constexpr (may_be_near)
+            if (near) {
+                const ResidentWeights<T> weights{weights_, BlockWeights<T>::stride(depth_)};
+                multiply_rows<T, Shape, Gates, Exact, true>(source, weights, depth_, sums);
+            }
+        if constexpr (may_be_far)
+            if (!near) {
+                const BlockWeights<T> weights{p_.resident ? weights_ : nullptr,
+                                              p_.weights + at.first_unit * p_.depth,
+                                              depth_,
+                                              hidden_ * p_.depth,
+                                              hidden_ - at.first_unit,
+                                              p_.aligned};
+                multiply_rows<T, Shape, Gates, Exact, false>(source, weights, depth_, sums);
+            }
     }
 
     static constexpr int part_size = columns * Shape::rows * tile_columns;

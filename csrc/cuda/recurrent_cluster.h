@@ -28,6 +28,8 @@ class RowsInCluster {
     using Panel = ClusterPanel<Shape, Left>;
 
    public:
+    static constexpr bool always_near = true;
+
     template <class Pass>
     TBPTT_DEVICE RowsInCluster(const WalkProduct<T>& p, const Pass& pass, const WalkTile& at, T* panel)
         : initial_(p, pass, at),
@@ -39,9 +41,10 @@ class RowsInCluster {
 
     TBPTT_DEVICE bool any() const { return lag_ > 0 || initial_.any(); }
 
+    template <bool Near>
     TBPTT_DEVICE Four<T> load(int, int half, std::int64_t k) const {
         const int row = half * 8 + lane_index() / 4, at = static_cast<int>(k);
-        if (lag_ == 0) return initial_.load(0, half, k);
+        if (lag_ == 0) return initial_.template load<Near>(0, half, k);
         if (row >= rows_ || at >= depth_) return Four<T>{};
         const int left = Left == 1 ? 0 : at / hidden_, unit = at - left * hidden_;
         const T* values = panel_ + Panel::place(lag_ - 1, row, left) + unit % Panel::units;
@@ -70,8 +73,9 @@ TBPTT_DEVICE void walk_in_cluster(const WalkProduct<T>& p, const Pass& pass) {
             const WalkTile at{lag, p.rows.live(lag), first, first_unit};
             if (at.live <= first) break;
             const auto wait_for = [&] {
+                const Source source(p, pass, at, panel);
                 if (lag > 0) wait_for_cluster();
-                return Source(p, pass, at, panel);
+                return source;
             };
             const auto keep = [&](int row, int unit, const Real<T>(&left)[Pass::left]) {
 #pragma unroll

@@ -37,8 +37,9 @@ TBPTT_DEVICE void walk_in_grid(const WalkProduct<T>& p, const Pass& pass) {
                  first += static_cast<int>(gridDim.y) * Shape::rows) {
                 const WalkTile at{lag, live, first, block * Shape::units};
                 const auto wait_for = [&] {
+                    const Source source(p, pass, at);  // where rows lie is known before they are made
                     wait();
-                    return Source(p, pass, at);
+                    return source;
                 };
                 work.by_block(at, wait_for, [](int, int, const Real<T>*) {});
             }

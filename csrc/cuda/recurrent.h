@@ -45,18 +45,6 @@ struct Shapes<double, Few> {
     using Backward = WalkShape<1, 2, 4>;
 };
 
-// Calls `launch` with the shapes of a walk of so many rows and with whether products are exact.
-template <class T, class Launch>
-void choose_walk(std::int64_t rows, const Call& call, const Launch& launch) {
-    const auto with = [&](auto shapes) {
-        if constexpr (is_single<T>)
-            call.exact ? launch(shapes, std::true_type{}) : launch(shapes, std::false_type{});
-        else
-            launch(shapes, std::true_type{});
-    };
-    rows <= most_rows_of_few ? with(Shapes<T, true>{}) : with(Shapes<T, false>{});
-}
-
 // Four elements of the depth, which are eight values of bfloat16.
 template <class T>
 struct Four {

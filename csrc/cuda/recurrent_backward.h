@@ -8,9 +8,7 @@
 #include "api.h"
 #include "column_sums.h"
 #include "product.h"
-#include "recurrent_cluster.h"
-#include "recurrent_slices.h"
-#include "recurrent_tiles.h"
+#include "recurrent_launch.h"
 #include "states_before.h"
 #include "transpose.h"
 
@@ -164,49 +162,32 @@ __global__ __launch_bounds__(walk_threads, 1) void cluster_backward(const Backwa
     walk_in_cluster<T, Shape, 1, Exact>(p.product, Pass{p});
 }
 
-// Whether a cluster of these blocks takes the walk.
-template <class T, template <class> class CellOf, int UnitTiles, bool Exact>
-bool launch_backward_in_cluster(BackwardWalk<T>& p, std::int64_t rows, const Call& call) {
-    using Shape = ClusterShape<UnitTiles>;
-    const auto kernel = &cluster_backward<T, CellOf, Shape, Exact>;
-    Grid grid;
-    if (!plan_cluster<T, Shape, 1, BackwardPass<T, CellOf>::left>(reinterpret_cast<const void*>(kernel), p.product,
-                                                                  rows, grid))
-        return false;
-    launch(kernel, grid, call.stream, p);
-    return true;
-}
+template <class T, template <class> class CellOf>
+struct BackwardKernels {
+    template <bool Exact>
+    struct With {
+        using Walk = BackwardWalk<T>;
+        using Pass = BackwardPass<T, CellOf>;
+        static constexpr int gates = 1;
+        template <class Shapes>
+        using ShapeOf = typename Shapes::Backward;
+        using Tiles = WalkTiles<T, gates, Exact>;
 
-// Whether a grid of clusters that share the depth takes it.
-template <class T, template <class> class CellOf, bool Exact>
-bool launch_backward_in_slices(BackwardWalk<T>& p, std::int64_t rows, const Call& call) {
-    if constexpr (sizeof(T) <= sizeof(float)) {
-        const auto by = [&](auto shapes) {
-            using Shape = typename decltype(shapes)::Backward;
-            const auto kernel = &slices_backward<T, CellOf, Shape, Exact>;
-            Grid grid;
-            if (!plan_slices<T, Shape, 1>(reinterpret_cast<const void*>(kernel), p.product, rows, grid)) return false;
-            launch(kernel, grid, call.stream, p);
-            return true;
-        };
-        return rows <= most_rows_of_few ? by(SliceShapes<T, true>{}) : by(SliceShapes<T, false>{});
-    }
-    return false;
-}
-
-template <class T, template <class> class CellOf, class Shape, bool Exact>
-void launch_backward(BackwardWalk<T>& p, std::int64_t rows, const Call& call) {
-    if (launch_backward_in_cluster<T, CellOf, 2, Exact>(p, rows, call)) return;
-    if constexpr (is_narrow<T>)  // twice as many units fit
-        if (launch_backward_in_cluster<T, CellOf, 4, Exact>(p, rows, call)) return;
-    if (launch_backward_in_slices<T, CellOf, Exact>(p, rows, call)) return;
-    const auto kernel = &walk_backward<T, CellOf, Shape, Exact>;
-    const Grid grid = plan_walk<T, Shape, 1>(reinterpret_cast<const void*>(kernel), p.product, rows);
-    using Tiles = WalkTiles<T, 1, Exact>;
-    using Pass = BackwardPass<T, CellOf>;
-    if (launch_in_tiles<typename Tiles::Tile, Pass, 1>(&tiles_backward<T, CellOf, Tiles, Exact>, p, rows, call)) return;
-    launch(kernel, grid, call.stream, p);
-}
+        template <class Shape>
+        static auto cluster() {
+            return &cluster_backward<T, CellOf, Shape, Exact>;
+        }
+        template <class Shape>
+        static auto slices() {
+            return &slices_backward<T, CellOf, Shape, Exact>;
+        }
+        template <class Shape>
+        static auto grid() {
+            return &walk_backward<T, CellOf, Shape, Exact>;
+        }
+        static auto tiles() { return &tiles_backward<T, CellOf, Tiles, Exact>; }
+    };
+};
 
 // After the walk: every gradient by weights and by x is one product over all steps.
 template <class T>
@@ -356,10 +337,7 @@ void run_backward(const RecurrentBackward<T>& p, Truncation truncation, const Ca
     walk.carry = carry;
     walk.grad_h0 = grad_h0.values();
     walk.grad_c0 = grad_c0.values();
-    choose_walk<T>(found.expected(), call, [&](auto shapes, auto exact) {
-        launch_backward<T, CellOf, typename decltype(shapes)::Backward, decltype(exact)::value>(walk, found.expected(),
-                                                                                                call);
-    });
+    launch_walk<T, BackwardKernels<T, CellOf>::template With>(walk, found.expected(), call);
     for (const Sums<T>* each : {&sums, &grad_h0, &grad_c0}) each->finish();
     RecurrentGradients<T>(p, cell, dgates, call).run();
 }

@@ -4,9 +4,7 @@
 
 #include "api.h"
 #include "product.h"
-#include "recurrent_cluster.h"
-#include "recurrent_slices.h"
-#include "recurrent_tiles.h"
+#include "recurrent_launch.h"
 
 namespace tbptt {
 namespace cuda {
@@ -132,54 +130,32 @@ __global__ __launch_bounds__(Tiles::Tile::threads, Tiles::blocks) void tiles_for
     walk_in_tiles<typename Tiles::Tile, Pass::cell.gates, Exact>(p.product, Pass{p});
 }
 
-// Whether a cluster of these blocks takes the walk.
-template <class T, template <class> class CellOf, int UnitTiles, bool Exact>
-bool launch_forward_in_cluster(ForwardWalk<T>& p, std::int64_t rows, const Call& call) {
-    using Pass = ForwardPass<T, CellOf>;
-    using Shape = ClusterShape<UnitTiles>;
-    const auto kernel = &cluster_forward<T, CellOf, Shape, Exact>;
-    Grid grid;
-    if (!plan_cluster<T, Shape, Pass::cell.gates, Pass::left>(reinterpret_cast<const void*>(kernel), p.product, rows,
-                                                              grid))
-        return false;
-    launch(kernel, grid, call.stream, p);
-    return true;
-}
+template <class T, template <class> class CellOf>
+struct ForwardKernels {
+    template <bool Exact>
+    struct With {
+        using Walk = ForwardWalk<T>;
+        using Pass = ForwardPass<T, CellOf>;
+        static constexpr int gates = Pass::cell.gates;
+        template <class Shapes>
+        using ShapeOf = typename Shapes::Forward;
+        using Tiles = WalkTiles<T, gates, Exact>;
 
-// Whether a grid of clusters that share the depth takes it.
-template <class T, template <class> class CellOf, bool Exact>
-bool launch_forward_in_slices(ForwardWalk<T>& p, std::int64_t rows, const Call& call) {
-    if constexpr (sizeof(T) <= sizeof(float)) {
-        const auto by = [&](auto shapes) {
-            using Shape = typename decltype(shapes)::Forward;
-            using Pass = ForwardPass<T, CellOf>;
-            const auto kernel = &slices_forward<T, CellOf, Shape, Exact>;
-            Grid grid;
-            if (!plan_slices<T, Shape, Pass::cell.gates>(reinterpret_cast<const void*>(kernel), p.product, rows, grid))
-                return false;
-            launch(kernel, grid, call.stream, p);
-            return true;
-        };
-        return rows <= most_rows_of_few ? by(SliceShapes<T, true>{}) : by(SliceShapes<T, false>{});
-    }
-    return false;
-}
-
-template <class T, template <class> class CellOf, class Shape, bool Exact>
-void launch_forward(ForwardWalk<T>& p, std::int64_t rows, const Call& call) {
-    using Pass = ForwardPass<T, CellOf>;
-    if (launch_forward_in_cluster<T, CellOf, 2, Exact>(p, rows, call)) return;
-    if constexpr (is_narrow<T>)  // twice as many units fit
-        if (launch_forward_in_cluster<T, CellOf, 4, Exact>(p, rows, call)) return;
-    if (launch_forward_in_slices<T, CellOf, Exact>(p, rows, call)) return;
-    const auto kernel = &walk_forward<T, CellOf, Shape, Exact>;
-    const Grid grid = plan_walk<T, Shape, Pass::cell.gates>(reinterpret_cast<const void*>(kernel), p.product, rows);
-    using Tiles = WalkTiles<T, Pass::cell.gates, Exact>;
-    if (launch_in_tiles<typename Tiles::Tile, Pass, Pass::cell.gates>(&tiles_forward<T, CellOf, Tiles, Exact>, p, rows,
-                                                                      call))
-        return;
-    launch(kernel, grid, call.stream, p);
-}
+        template <class Shape>
+        static auto cluster() {
+            return &cluster_forward<T, CellOf, Shape, Exact>;
+        }
+        template <class Shape>
+        static auto slices() {
+            return &slices_forward<T, CellOf, Shape, Exact>;
+        }
+        template <class Shape>
+        static auto grid() {
+            return &walk_forward<T, CellOf, Shape, Exact>;
+        }
+        static auto tiles() { return &tiles_forward<T, CellOf, Tiles, Exact>; }
+    };
+};
 
 template <class T, template <class> class CellOf>
 void run_forward(const RecurrentForward<T>& p, const Call& call) {
@@ -235,10 +211,7 @@ void run_forward(const RecurrentForward<T>& p, const Call& call) {
     inputs.c_stride = walk.gates_stride;
     multiply(inputs, call);
 
-    choose_walk<T>(found.expected(), call, [&](auto shapes, auto exact) {
-        launch_forward<T, CellOf, typename decltype(shapes)::Forward, decltype(exact)::value>(walk, found.expected(),
-                                                                                              call);
-    });
+    launch_walk<T, ForwardKernels<T, CellOf>::template With>(walk, found.expected(), call);
 }
 
 }  // namespace cuda

@@ -12,7 +12,7 @@ namespace cuda {
 // Where blocks read less than this at a step, two barriers of a cluster cost more.
 constexpr std::int64_t worth_slices = 128 << 10;
 
-template <class T, bool Few>
+template <bool Few>
 struct SliceShapes {
     using Forward = WalkShape<1, 4, Few ? 8 : 2, 4>;
     using Backward = WalkShape<1, 8, Few ? 8 : 2, 8>;

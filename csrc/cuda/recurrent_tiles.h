@@ -55,8 +55,9 @@ class RowsLoader {
 #pragma unroll
         for (int i = 0; i < Tile::rows / lines_at_once; ++i) {
             const int row = line() + i * lines_at_once;
-            const T* from = rows_[row].source;
-            copy_async<Group<T>>(panel + Tile::Left::place(row, in_line()), from + k, from && k < depth_);
+            const T* source = rows_[row].source;
+            const bool valid = source && k < depth_;
+            copy_async<Group<T>>(panel + Tile::Left::place(row, in_line()), valid ? source + k : nullptr, valid);
         }
     }
 
